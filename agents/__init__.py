@@ -1,0 +1,18 @@
+"""The algorithms and scripted policies. Names map to strings, so importing this package imports no algorithm."""
+
+from __future__ import annotations
+
+from marl.core.registry import Registry
+
+REGISTRY = Registry(
+    "algorithm",
+    {
+        "ppo": "marl.agents.ppo.algorithm:PPO",
+        "ippo": "marl.agents.ppo.algorithm:PPO",
+        "mappo": "marl.agents.ppo.algorithm:MAPPO",
+        "random": "marl.agents.scripted.policies:Random",
+        "scripted/constant": "marl.agents.scripted.policies:Constant",
+        "scripted/highway_defensive": "marl.agents.scripted.highway:Defensive",
+    },
+    entry_point_group="marl.agents",
+)
