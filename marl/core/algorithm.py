@@ -12,8 +12,9 @@ from marl.core.types import ByRole, DataNeeds, Key, LearnerState, Metrics, TimeS
 class Policy(Protocol):
     """What acts, is evaluated, rendered and served; written for one lane.
 
-    Made as `Class(config, roles, axis=None)`: `config` of its own `Config` type, `roles` the RoleSpecs it plays (its carry and
-    actions hold all of them), `axis` the device-mesh axis name over which a learner averages (None outside shard_map).
+    Made as `Class(config, roles, axis=None)`: `config` of its own `Config` type, `roles` the RoleSpecs it plays (its
+    carry and actions hold all of them), `axis` the device-mesh axis name over which a learner averages (None outside
+    shard_map).
     """
 
     Config: ClassVar[type[AgentConfig]]

@@ -16,4 +16,5 @@ class EnvConfig(FrozenConfig):
 
 
 class AgentConfig(FrozenConfig):
-    """Options of an algorithm or a policy (its class attribute `Config`); field names are the YAML keys under `agents: <role>:`."""
+    """Options of an algorithm or a policy (its class attribute `Config`); field names are the YAML keys under `agents:
+    <role>:`."""

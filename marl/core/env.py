@@ -16,13 +16,14 @@ Params = TypeVar("Params")
 
 @runtime_checkable
 class Environment(Protocol[State, Params]):
-    """A world, written for one lane; the dataflow vmaps it. It never resets itself (next-step reset: see `core.collect`).
+    """A world, written for one lane; the dataflow vmaps it. It never resets itself (next-step reset: see
+    `core.collect`).
 
-    The class is made with keyword options (`Config` validates them): sizes that fix shapes and switches. Numbers that fix no
-    shape are `default_params`, traced, so that vmap over them is domain randomisation.
-    `reset` returns a row with `first` True and reward 0; `step` returns a row with `first` False. Both are pure, jit-safe and
-    vmap-safe. `render` is numpy, opens no window and is never needed by training.
-    A world may set `lane_axis = -1` where measurement shows that its state is faster with the lane axis last.
+    The class is made with keyword options (`Config` validates them): sizes that fix shapes and switches. Numbers that
+    fix no shape are `default_params`, traced, so that vmap over them is domain randomisation. `reset` returns a row
+    with `first` True and reward 0; `step` returns a row with `first` False. Both are pure, jit-safe and vmap-safe.
+    `render` is numpy, opens no window and is never needed by training. A world may set `lane_axis = -1` where
+    measurement shows that its state is faster with the lane axis last.
     """
 
     Config: ClassVar[type[EnvConfig]]

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 
 class MarlError(Exception):
-    """Base of every error this project raises on purpose. The message is one clear statement, shown without traceback."""
+    """Base of every error this project raises on purpose. The message is one clear statement, shown without
+    traceback."""
 
     exit_code = 1
 

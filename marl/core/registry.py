@@ -32,7 +32,8 @@ def import_target(target: str) -> Any:
 
 
 class Registry:
-    """Names of one kind of thing: built-in ones, ones registered at run time, ones other packages declare as entry points."""
+    """Names of one kind of thing: built-in ones, ones registered at run time, ones other packages declare as entry
+    points."""
 
     def __init__(self, kind: str, builtin: Mapping[str, str], entry_point_group: str) -> None:
         self.kind = kind
@@ -40,7 +41,8 @@ class Registry:
         self._targets = dict(builtin)
 
     def register(self, name: str, target: str) -> None:
-        """Add `name`, pointing at `package.module:Attribute`. Raises: UserError if the name is taken by something else."""
+        """Add `name`, pointing at `package.module:Attribute`. Raises: UserError if the name is taken by something
+        else."""
         if self._targets.get(name, target) != target:
             raise UserError(f"{self.kind} '{name}' is already registered as {self._targets[name]}")
         self._targets[name] = target

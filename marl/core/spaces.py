@@ -1,7 +1,7 @@
 """Spaces as small hashable values.
 
-Gymnasium's spaces cannot be hashed, so they cannot be static arguments of a jitted function; they appear at the PettingZoo
-and Gymnasium boundary only (`marl.interop`).
+Gymnasium's spaces cannot be hashed, so they cannot be static arguments of a jitted function; they appear at the
+PettingZoo and Gymnasium boundary only (`marl.interop`).
 """
 
 from __future__ import annotations

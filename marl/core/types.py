@@ -26,11 +26,11 @@ class TimeStep:
     """What arrives. `reward`, `terminated` and `truncated` at row t+1 answer the action taken at row t.
 
     obs: by role, `[n_role, ...]` (leaves of a pytree).  reward: f32 `[n_role]`, 0 at `first` and after an agent's end.
-    terminated, truncated: bool `[n_role]`.  alive: bool `[n_role]`, who is present at this row (an agent that ended at row t
-    has alive False from row t on).  first, last: bool scalars of the episode, exactly one row of each an episode.
-    action_mask: bool `[n_role, n_actions]`, True = allowed.  state: global state for central critics.
-    info: f32 scalars; the lane sums them over the episode (a world emits an episode-level figure on its last row only).
-    Reward terms are named `reward/<role>/<term>`, each the mean over the role's agents.
+    terminated, truncated: bool `[n_role]`.  alive: bool `[n_role]`, who is present at this row (an agent that ended at
+    row t has alive False from row t on).  first, last: bool scalars of the episode, exactly one row of each an episode.
+    action_mask: bool `[n_role, n_actions]`, True = allowed.  state: global state for central critics. info: f32
+    scalars; the lane sums them over the episode (a world emits an episode-level figure on its last row only). Reward
+    terms are named `reward/<role>/<term>`, each the mean over the role's agents.
     """
 
     obs: ByRole
@@ -47,11 +47,12 @@ class TimeStep:
 
 @struct.dataclass
 class Trajectory:
-    """One learner's share of a rollout: T+1 time steps and the T things done between them, leaves `[T+1 or T, B, n_role, ...]`.
+    """One learner's share of a rollout: T+1 time steps and the T things done between them, leaves `[T+1 or T, B,
+    n_role, ...]`.
 
     step: T+1 rows, without info.  action: T rows by role.  extras: T rows of what the policy chose to remember.
-    carry: the policy's carry before row 0, leaves `[B, ...]`.  next_action: the action drawn at row T, by role, only for
-    learners that commit their action (SARSA), else empty.  version: i32 `[B]`, parameter version that acted.
+    carry: the policy's carry before row 0, leaves `[B, ...]`.  next_action: the action drawn at row T, by role, only
+    for learners that commit their action (SARSA), else empty.  version: i32 `[B]`, parameter version that acted.
     """
 
     step: TimeStep
@@ -64,7 +65,8 @@ class Trajectory:
 
 @struct.dataclass
 class LearnerState:
-    """Everything a learner keeps. `env_steps` (f32) is written by the dataflow before each update, for schedules only."""
+    """Everything a learner keeps. `env_steps` (f32) is written by the dataflow before each update, for schedules
+    only."""
 
     params: Tree
     opt: Tree
@@ -78,7 +80,8 @@ class LearnerState:
 class EpisodeResult:
     """One finished episode: the record of training lanes, of evaluation and of fitness.
 
-    returns: by role, undiscounted sums f32 `[n_role]`.  length: env steps, i32.  agent_steps: i32.  info: sums over the episode.
+    returns: by role, undiscounted sums f32 `[n_role]`.  length: env steps, i32.  agent_steps: i32.  info: sums over the
+    episode.
     """
 
     returns: ByRole
