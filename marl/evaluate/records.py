@@ -144,9 +144,9 @@ class Evaluation(FrozenConfig):
         return _columns_of(episodes) if isinstance(episodes, list) else episodes
 
     @property
-    def identity(self) -> tuple[str, str, int, int, str, bool, str]:
+    def identity(self) -> tuple[str, str, int, int, str, bool]:
         """Two records that agree in this say the same thing, and the later one counts."""
-        return (self.label, dumps(self.env), self.seed, self.env_steps, self.kind, self.greedy, self.config_hash)
+        return (self.label, dumps(self.env), self.seed, self.env_steps, self.kind, self.greedy)
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:
@@ -186,9 +186,12 @@ def merge(*groups: Iterable[Evaluation]) -> list[Evaluation]:
     return list(kept.values())
 
 
-def add_evaluations(path: Path, evaluations: Iterable[Evaluation]) -> None:
-    """Merge evaluations into a file, which is made if it is not there. Raises: as read and write."""
-    write_evaluations(path, merge(read_evaluations(path) if path.exists() else (), evaluations))
+def append_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Add one evaluation to a file, which is made if it is not there; a record that said the same is replaced.
+
+    Raises: as `read_evaluations` and `write_evaluations`.
+    """
+    write_evaluations(path, merge(read_evaluations(path) if path.exists() else (), [evaluation]))
 
 
 def _rounded(values: Any) -> Any:

@@ -181,7 +181,8 @@ def _draw_seeds(runs: Floats, rng: np.random.Generator) -> Floats:
 def _wins(a: Floats, b: Floats) -> Floats:
     """`[r, n_a]` and `[r, n_b]` to `[r, n_a, n_b]`: 1 where a is above b, 1/2 where they are equal."""
     left, right = a[:, :, None], b[:, None, :]
-    return (left > right).astype(np.float64) + 0.5 * (left == right)
+    wins: Floats = (left > right).astype(np.float64) + 0.5 * (left == right)
+    return wins
 
 
 def _interval(value: float, samples: Floats, level: float) -> Interval:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from marl.core.errors import UserError
-from marl.evaluate.records import Episodes, Evaluation, add_evaluations, merge, read_evaluations, write_evaluations
+from marl.evaluate.records import Episodes, Evaluation, append_evaluation, merge, read_evaluations, write_evaluations
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -120,10 +120,10 @@ def test_merge_keeps_the_last_of_two_records_that_say_the_same() -> None:
     assert merge([old, other], [new]) == [new, other]
 
 
-def test_adding_twice_leaves_one_record(tmp_path: Path) -> None:
+def test_appending_twice_leaves_one_record(tmp_path: Path) -> None:
     path = tmp_path / "e.json"
-    add_evaluations(path, [Evaluation.model_validate(entry())])
-    add_evaluations(path, [Evaluation.model_validate(entry()), Evaluation.model_validate(entry(env_steps=2000))])
+    for env_steps in (1000, 2000, 1000):
+        append_evaluation(path, Evaluation.model_validate(entry(env_steps=env_steps)))
     assert [e.env_steps for e in read_evaluations(path)] == [1000, 2000]
 
 
