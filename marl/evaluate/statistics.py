@@ -105,6 +105,27 @@ def bootstrap(
     return _interval(float(statistic(table.reshape(-1))), samples, level)
 
 
+def mean_intervals(
+    scores: ArrayLike, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+) -> list[Interval]:
+    """`bootstrap` of the mean for several metrics of the same shared episodes at once, at the price of one.
+
+    scores: `[n_metrics, n_seeds, n_episodes]`.
+    Raises: ShapeError if `scores` is not three-dimensional, is empty or holds a number that is not finite.
+    """
+    table = np.asarray(scores, np.float64)
+    if table.ndim != 3:
+        raise ShapeError(f"scores must be a [n_metrics, n_seeds, n_episodes] table, not of shape {table.shape}")
+    n_metrics, n_seeds, n_episodes = table.shape
+    columns = _matrix(table.reshape(n_metrics * n_seeds, -1)).T
+    seeds_rng, episodes_rng = _generators(seed, 2)
+    samples = np.empty((n_metrics, resamples), np.float64)
+    for part, rows in _chunks(resamples, max(n_episodes, n_metrics * n_seeds)):
+        runs = (_weights(rows, n_episodes, episodes_rng) @ columns).reshape(rows, n_metrics, n_seeds)
+        samples[:, part] = np.einsum("rms,rs->mr", runs, _weights(rows, n_seeds, seeds_rng))
+    return [_interval(float(values.mean()), drawn, level) for values, drawn in zip(table, samples, strict=True)]
+
+
 def difference(
     a: ArrayLike,
     b: ArrayLike,
@@ -164,13 +185,19 @@ def _resampled_runs(first: Floats, second: Floats, paired: bool, resamples: int,
     """Run means under resampled seeds and episodes, `[resamples, n_seeds]` for each side."""
     seeds_a, seeds_b, episodes_a, episodes_b = _generators(seed, 4)
     runs_a, runs_b = np.empty((resamples, len(first))), np.empty((resamples, len(second)))
-    for part, rows in _chunks(resamples, max(first.size, second.size)):
-        drawn = episodes_a.integers(first.shape[1], size=(rows, first.shape[1]))
-        runs_a[part] = first[:, drawn].mean(axis=2).T
+    for part, rows in _chunks(resamples, max(first.shape[1], second.shape[1])):
+        weights = _weights(rows, first.shape[1], episodes_a)
+        runs_a[part] = weights @ first.T
         if not paired:
-            drawn = episodes_b.integers(second.shape[1], size=(rows, second.shape[1]))
-        runs_b[part] = second[:, drawn].mean(axis=2).T
+            weights = _weights(rows, second.shape[1], episodes_b)
+        runs_b[part] = weights @ second.T
     return _draw_seeds(runs_a, seeds_a), _draw_seeds(runs_b, seeds_b)
+
+
+def _weights(rows: int, n: int, rng: np.random.Generator) -> Floats:
+    """How much each of n things counts in each of `rows` resamples, `[rows, n]`, every row summing to 1."""
+    drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n) / n
 
 
 def _draw_seeds(runs: Floats, rng: np.random.Generator) -> Floats:

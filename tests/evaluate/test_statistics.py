@@ -115,6 +115,17 @@ def test_shared_episodes_must_be_drawn_jointly_to_cover() -> None:
     assert _coverage(10, 4, shared=False) < _coverage(10, 4, shared=True) - 0.04
 
 
+def test_intervals_of_many_metrics_at_once_are_those_of_each_alone() -> None:
+    rng = np.random.default_rng(14)
+    scores = rng.normal(size=(3, 5, 32)) * np.array([1.0, 5.0, 0.1])[:, None, None]
+    for many, table in zip(st.mean_intervals(scores), scores, strict=True):
+        alone = st.bootstrap(table)
+        spread = alone.high - alone.low
+        assert many.value == pytest.approx(alone.value)
+        assert many.low == pytest.approx(alone.low, abs=0.05 * spread)
+        assert many.high == pytest.approx(alone.high, abs=0.05 * spread)
+
+
 def test_paired_difference_removes_what_both_share() -> None:
     rng = np.random.default_rng(9)
     hard = 10.0 * rng.normal(size=(1, 64))  # episodes differ far more than methods
@@ -173,6 +184,12 @@ def test_curve_band_of_one_seed_has_no_width_and_of_two_spans_them() -> None:
 def test_bad_tables_are_refused(bad: object) -> None:
     with pytest.raises(ShapeError):
         st.bootstrap(bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [[[1.0]], [[[]]], [[[float("nan")]]]])
+def test_bad_stacks_of_tables_are_refused(bad: object) -> None:
+    with pytest.raises(ShapeError):
+        st.mean_intervals(bad)  # type: ignore[arg-type]
 
 
 def test_paired_tables_of_unequal_length_are_refused() -> None:
