@@ -1,0 +1,245 @@
+"""`marl train` and `marl resume`: a run folder from a config, and on from its last checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+
+from marl.core.errors import ConfigError, InterruptedRunError, MarlError
+from marl.evaluate.protocol import EpisodePlayer
+from marl.io import checkpoint as checkpoints
+from marl.io.console import ConsoleSink, Panel, next_commands, say
+from marl.io.jsonl import JsonlSink, read_json, read_rows, write_json_atomic
+from marl.io.lock import RunLock
+from marl.io.metrics import Event, MetricSink, Sinks
+from marl.io.tensorboard import TensorBoardSink
+from marl.runner.build import build_evaluator, build_fused, resolved
+from marl.runner.load import load_experiment, resolved_yaml
+from marl.runner.loop import TrainingLoop
+from marl.runner.origin import code_commit, config_hash, machine, versions
+from marl.runner.plan import Plan, make_plan
+from marl.runner.progress import Progress
+from marl.runner.results import algorithms
+from marl.runner.runs import create_run_folder, resolve_run
+from marl.runner.schema import ExperimentConfig
+
+MAY_CHANGE = ("stop", "evaluate", "checkpoint")
+
+
+def train(config: ExperimentConfig, *, runs_dir: str | None = None, quiet: bool = False) -> int:
+    """Train a config from the start in a new run folder. Returns the exit code.
+
+    Raises: UserError for bad input; RunError or CheckpointError if the run fails; InterruptedRunError if stopped.
+    """
+    with Panel(config.name, _limits(config), quiet=quiet) as panel:
+        panel.phase("building", f"{config.env.id}, {algorithms(config)}")
+        use_compilation_cache(config)
+        plan = make_plan(config)
+        config = resolved(plan)
+        run_dir = create_run_folder(Path(runs_dir or config.runs_dir), config.name)
+        with RunLock(run_dir, notice=say):
+            (run_dir / "config.yaml").write_text(resolved_yaml(config))
+            write_json_atomic(run_dir / "meta.json", _meta(config, plan))
+            return _run(config, plan, run_dir, panel)
+
+
+def resume(run: str, overrides: Sequence[str], *, runs_dir: str = "runs", quiet: bool = False) -> int:
+    """Go on with a run from its newest valid checkpoint (from the start if it has none). Returns the exit code.
+
+    overrides may change `stop`, `evaluate` and `checkpoint` only; they are recorded in meta.json.
+    Raises: as `train`.
+    """
+    run_dir = resolve_run(run, Path(runs_dir))
+    config = load_experiment(str(run_dir / "config.yaml"), list(overrides), only=MAY_CHANGE).config
+    with Panel(config.name, _limits(config), quiet=quiet) as panel:
+        panel.phase("building", f"{config.env.id}, {algorithms(config)}")
+        use_compilation_cache(config)
+        plan = make_plan(config)
+        config = resolved(plan)
+        with RunLock(run_dir, notice=say):
+            meta = read_json(run_dir / "meta.json")
+            if overrides:
+                (run_dir / "config.yaml").write_text(resolved_yaml(config))
+            change = {"time": round(time.time(), 3), "overrides": list(overrides), "commit": code_commit()}
+            meta["resumed"] = [*meta.get("resumed", []), change]
+            write_json_atomic(run_dir / "meta.json", {**meta, "status": "running"})
+            return _run(config, plan, run_dir, panel)
+
+
+def dry_run(config: ExperimentConfig) -> tuple[str, dict[str, Any]]:
+    """The resolved config as YAML, and what it would take: devices, lanes, rows a dispatch, memory in MiB.
+
+    Compiles the program and trains nothing.
+    """
+    use_compilation_cache(config)
+    plan = make_plan(config)
+    config = resolved(plan)
+    fused = build_fused(config, plan)
+    state = fused.init()
+    memory = fused.compile(state).memory_analysis()
+    size = (
+        (memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
+        if memory
+        else 0
+    )
+    return resolved_yaml(config), {
+        "devices": [f"{d.platform}:{d.id} ({d.device_kind})" for d in fused.devices],
+        "seeds": list(fused.seeds),
+        "lanes": fused.num_envs,
+        "rows_per_dispatch": fused.rows_per_dispatch(),
+        "parameters": sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda s: fused.published(s, 0), state))),
+        "memory_mb": round(size / 2**20, 1),
+    }
+
+
+def use_compilation_cache(config: ExperimentConfig) -> None:
+    """Keep compiled programs between processes, unless the config or JAX's own variable says otherwise."""
+    if config.compilation_cache and jax.config.values.get("jax_compilation_cache_dir") is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "marl" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _limits(config: ExperimentConfig) -> dict[str, float | None]:
+    stop = config.stop
+    return {"env_steps": stop.env_steps, "wall_time": stop.wall_time, "return": stop.return_}
+
+
+def _meta(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "name": config.name,
+        "status": "running",
+        "seeds": list(config.seed_list),
+        "algorithm": algorithms(config),
+        "env": {"id": config.env.id, **config.env.options},
+        "roles": {spec.name: spec.size for spec in plan.env.roles},
+        "commit": code_commit(),
+        "config_hash": config_hash(config),
+        "versions": versions(),
+        "machine": machine(),
+        "created": round(time.time(), 3),
+    }
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM; a second one ends the program at once."""
+    received: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        say(f"{signal.Signals(number).name} received: finishing this dispatch, then saving a checkpoint")
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def _run(config: ExperimentConfig, plan: Plan, run_dir: Path, panel: Panel) -> int:
+    with _stop_signals() as received:
+        status = "failed"
+        try:
+            reason = _train_from_newest(config, plan, run_dir, panel, received)
+            status = "interrupted" if reason == "interrupted" else "done"
+        finally:
+            with contextlib.suppress(MarlError):
+                meta = read_json(run_dir / "meta.json")
+                write_json_atomic(run_dir / "meta.json", {**meta, "status": status, "ended": round(time.time(), 3)})
+    if status == "interrupted":
+        next_commands([f"marl resume {run_dir}"])
+        raise InterruptedRunError(f"interrupted; everything up to here is in the checkpoint of {run_dir}")
+    say(f"run folder: {run_dir}")
+    next_commands(
+        [
+            f"marl evaluate {run_dir}",
+            f"marl render {run_dir} -o episode.gif",
+            f"marl tensorboard {run_dir}",
+            f"marl report {run_dir}",
+        ]
+    )
+    return 0
+
+
+def _train_from_newest(config: ExperimentConfig, plan: Plan, run_dir: Path, panel: Panel, received: list[int]) -> str:
+    events: list[Event] = []
+    fused = build_fused(config, plan)
+    newest = checkpoints.newest_valid(run_dir / "checkpoints", events.append)
+    state = fused.init()
+    progress = Progress.start(len(fused.seeds))
+    if newest is not None:
+        state, header = checkpoints.load(newest, state)
+        if tuple(header["seeds"]) != fused.seeds:
+            raise ConfigError(f"{newest} holds seeds {header['seeds']}, the config says {list(fused.seeds)}")
+        state = fused.place(state)
+        progress = Progress.from_header(header["progress"])
+        panel.resumed(progress.wall_s)
+        say(f"resuming at {min(progress.env_steps):,} env steps from {newest.name}")
+
+    metrics = JsonlSink(run_dir / "metrics.jsonl", progress.metrics_offset)
+    board = TensorBoardSink(run_dir, list(fused.seeds), resolved_yaml(config), _hparams(config), notice=say)
+    # The event files follow metrics.jsonl: rebuilt from it, they have neither gap nor duplicate.
+    board.rebuild(read_rows(run_dir / "metrics.jsonl"))
+    sinks: list[MetricSink] = [metrics, board, ConsoleSink(panel)]
+    evaluator = build_evaluator(config, plan) if plan.env.max_steps is not None else None
+    loop = TrainingLoop(
+        config,
+        fused,
+        evaluator,
+        run_dir,
+        Sinks(sinks),
+        metrics,
+        progress,
+        {
+            "name": config.name,
+            "algorithm": algorithms(config),
+            "commit": code_commit(),
+            "config_hash": config_hash(config),
+        },
+        should_stop=lambda: bool(received),
+        video=_video(config, plan, board) if evaluator is not None else None,
+    )
+    try:
+        for event in events:
+            loop.event(event.name, event.message)
+        panel.phase("compiling", f"{fused.num_envs} lanes x {len(fused.seeds)} seeds")
+        fused.compile(state)
+        panel.phase("training", "")
+        _, reason = loop.run(state)
+        return reason
+    finally:
+        loop.sinks.close()
+
+
+def _hparams(config: ExperimentConfig) -> dict[str, Any]:
+    """Flat values for TensorBoard's hparams page."""
+    flat: dict[str, Any] = {"env": config.env.id}
+    flat.update({f"env.{key}": value for key, value in config.env.options.items()})
+    for name, section in config.agents.items():
+        flat[f"{name}.algorithm"] = section.algorithm
+        flat.update({f"{name}.{key}": value for key, value in section.options.items()})
+    flat["num_envs"] = config.dataflow.num_envs
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in flat.items()}
+
+
+def _video(config: ExperimentConfig, plan: Plan, board: TensorBoardSink) -> Any:
+    """A function that shows one validation episode of a seed as an animated image in TensorBoard."""
+    player = EpisodePlayer(plan.env, plan.policies, greedy=config.evaluate.greedy)
+
+    def show(index: int, params: dict[str, Any], env_steps: int) -> None:
+        if index == 0:
+            frames, _ = player.frames(params, "validation", 0)
+            board.video("eval/episode", frames, env_steps)
+
+    return show
