@@ -1,0 +1,1 @@
+"""Parts that several worlds share: car following, geometry, drawing, lane layout."""

@@ -1,0 +1,1 @@
+"""Heterogeneous highway: five learning vehicles among fifty drivers of three temperaments."""

@@ -1,0 +1,185 @@
+"""What the drivers decide: neighbours, lane changes, acceleration. Arrays are `[n, lanes]`, candidates `[c, n,
+lanes]`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from marl.envs.common.car_following import Driver, desired_gap, free_acceleration, interaction
+
+from .dynamics import speed_control
+from .params import CONTROLLED, LANE_WIDTH, NORMAL, HighwayConfig
+from .state import HighwayState, lane_of
+
+ON_LANE = 3.0  # a vehicle counts on every lane whose centre is this near [m]
+
+
+class Neighbours(NamedTuple):
+    """List positions of the vehicle in front and behind, -1 where there is none."""
+
+    front: jax.Array
+    rear: jax.Array
+
+
+def neighbours(x: jax.Array, y: jax.Array, lane: jax.Array) -> Neighbours:
+    """Nearest vehicles on each candidate `lane` `[c, n, lanes]`, seen from every vehicle.
+
+    One that is exactly level counts as in front; of several at one place the later in the list is the front one, the
+    earlier the rear one.
+    """
+    n = x.shape[0]
+    rows = jnp.arange(n)[:, None]
+    centre = LANE_WIDTH * lane.astype(x.dtype)
+
+    def visit(k: jax.Array, best: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        front_gap, front, rear_gap, rear = best
+        dx = x[k] - x
+        on_lane = (jnp.abs(y[k] - centre) <= ON_LANE) & (rows != k)
+        ahead = on_lane & (dx >= 0) & (dx <= front_gap)
+        behind = on_lane & (dx < 0) & (dx > rear_gap)
+        return (
+            jnp.where(ahead, dx, front_gap),
+            jnp.where(ahead, k, front),
+            jnp.where(behind, dx, rear_gap),
+            jnp.where(behind, k, rear),
+        )
+
+    far = jnp.full(lane.shape, jnp.inf, x.dtype)
+    none = jnp.full(lane.shape, -1, jnp.int32)
+    _, front, _, rear = jax.lax.fori_loop(0, n, visit, (far, none, -far, none))
+    return Neighbours(front, rear)
+
+
+class View(NamedTuple):
+    """What the laws use of a vehicle: position along the road, speed, direction, target speed."""
+
+    x: jax.Array
+    speed: jax.Array
+    cos: jax.Array
+    sin: jax.Array
+    target_speed: jax.Array
+
+    def at(self, index: jax.Array) -> View:
+        """The vehicles at list positions `index` `[c, n, lanes]`; position -1 gives some vehicle, to be masked out."""
+        flat = jnp.maximum(index, 0).reshape(-1, index.shape[-1])
+        return View(*(jnp.take_along_axis(leaf, flat, axis=0).reshape(index.shape) for leaf in self))
+
+
+def braking_for(driver: Driver, ego: View, front: View) -> jax.Array:
+    """What `front` takes from the acceleration of `ego`, by the laws of `driver` (who may be a third vehicle)
+    [m/s2].
+    """
+    closing = (ego.speed * ego.cos - front.speed * front.cos) * ego.cos
+    closing += (ego.speed * ego.sin - front.speed * front.sin) * ego.sin
+    return interaction(driver, front.x - ego.x, ego.speed, closing)
+
+
+class Decision(NamedTuple):
+    """target_lane: i32.  timer: [s].  acceleration: [m/s2]. All `[n, lanes]`."""
+
+    target_lane: jax.Array
+    timer: jax.Array
+    acceleration: jax.Array
+
+
+def lane_change_wanted(
+    driver: Driver, exponent: jax.Array, me: View, front: View, rear: View, nearby: Neighbours
+) -> jax.Array:
+    """MOBIL for the candidates 1 and 2 (left, right) against candidate 0, the current lane: bool `[2, n, lanes]`.
+
+    A change is wanted if it does not force the new follower to brake harder than `safe_braking` and if the driver's
+    own gain plus politeness times the gain of both followers reaches `min_gain`. Every acceleration is computed with
+    the deciding driver's constants; free-road parts cancel in the gain.
+    """
+    old_front, new_front = View(*(leaf[:1] for leaf in front)), View(*(leaf[1:3] for leaf in front))
+    old_rear, new_rear = View(*(leaf[:1] for leaf in rear)), View(*(leaf[1:3] for leaf in rear))
+    has_front, has_rear = nearby.front >= 0, nearby.rear >= 0
+
+    def where(present: jax.Array, value: jax.Array) -> jax.Array:
+        return jnp.where(present, value, 0)
+
+    behind_me = braking_for(driver, new_rear, me)
+    follower_accel = free_acceleration(driver, new_rear.speed, new_rear.target_speed, exponent) - behind_me
+    safe = ~has_rear[1:3] | (follower_accel >= -driver.safe_braking)
+
+    mine = where(has_front[:1], braking_for(driver, me, old_front)) - where(
+        has_front[1:3], braking_for(driver, me, new_front)
+    )
+    new_follower = where(has_front[1:3], braking_for(driver, new_rear, new_front)) - behind_me
+    old_follower = braking_for(driver, old_rear, me) - where(has_front[:1], braking_for(driver, old_rear, old_front))
+    others = where(has_rear[1:3], new_follower) + where(has_rear[:1], old_follower)
+    return safe & (mine + driver.politeness * others >= driver.min_gain)
+
+
+def gives_way(
+    driver: Driver, me: View, them: View, my_target: jax.Array, their_lane: jax.Array, their_target: jax.Array
+) -> jax.Array:
+    """Whether I give up my change because they, close in front and not there yet, are changing to the same lane."""
+    distance = driver.abort_scale * (them.x - me.x)
+    closing = (me.speed * me.cos - them.speed * them.cos) * me.cos + (
+        me.speed * me.sin - them.speed * them.sin
+    ) * me.sin
+    near = (distance > 0) & (distance < desired_gap(driver, me.speed, closing))
+    return near & (their_lane != my_target) & (their_target == my_target)
+
+
+def aborted(driver: Driver, view: View, lane: jax.Array, target: jax.Array, moving: jax.Array, order: str) -> jax.Array:
+    """Target lanes after those that are `moving` to another lane have given way (back to their current lane)."""
+    n = lane.shape[0]
+
+    def row(leaf: jax.Array, k: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(leaf, k, 1, axis=0)
+
+    if order == "jacobi":
+
+        def look(k: jax.Array, found: jax.Array) -> jax.Array:
+            them = View(*(row(leaf, k) for leaf in view))
+            return found | gives_way(driver, view, them, target, row(lane, k), row(target, k))
+
+        found = jax.lax.fori_loop(0, n, look, jnp.zeros(lane.shape, bool))
+        return jnp.where(moving & found, lane, target)
+
+    def decide(i: jax.Array, target: jax.Array) -> jax.Array:
+        mine = jax.tree.map(lambda leaf: row(leaf, i), (driver, view, target, lane, moving))
+        found = gives_way(mine[0], mine[1], view, mine[2], lane, target).any(0, keepdims=True)
+        return jax.lax.dynamic_update_slice_in_dim(target, jnp.where(mine[4] & found, mine[3], mine[2]), i, axis=0)
+
+    settled: jax.Array = jax.lax.fori_loop(0, n, decide, target)
+    return settled
+
+
+def decide(state: HighwayState, driver: Driver, config: HighwayConfig) -> Decision:
+    """Target lane, timer and acceleration of every vehicle; agents keep the targets that their last action set.
+
+    driver: temperaments by vehicle, leaves `[n, lanes]`.
+    """
+    lane = lane_of(state.y, config.lanes)
+    candidates = jnp.stack([lane, lane - 1, lane + 1, state.target_lane])
+    nearby = neighbours(state.x, state.y, candidates)
+    me = View(state.x, state.speed, jnp.cos(state.heading), jnp.sin(state.heading), state.target_speed)
+    front, rear = me.at(nearby.front), me.at(nearby.rear[:3])
+    nearby = Neighbours(nearby.front, nearby.rear[:3])
+
+    deciding = ~state.crashed & (state.kind != CONTROLLED)
+    moving = lane != state.target_lane
+    target = aborted(driver, me, lane, state.target_lane, deciding & moving, config.act_order)
+
+    due = deciding & ~moving & (state.timer > driver.delay)
+    possible = (candidates[1:3] >= 0) & (candidates[1:3] < config.lanes)
+    possible &= jnp.abs(state.y - LANE_WIDTH * candidates[1:3]) <= 2 * LANE_WIDTH
+    possible &= due & (jnp.abs(state.speed) >= driver.min_speed)
+    change = possible & lane_change_wanted(driver, state.exponent, me, front, rear, nearby)
+    target = jnp.where(change[1], lane + 1, jnp.where(change[0], lane - 1, target))
+
+    slowed = jnp.where(nearby.front >= 0, braking_for(driver, me, front), 0)  # [4, n, lanes]
+    on_target = jnp.where(target == lane - 1, slowed[1], jnp.where(target == lane + 1, slowed[2], slowed[3]))
+    slowed = jnp.maximum(slowed[0], jnp.where(target == lane, slowed[0], on_target))
+    following = free_acceleration(driver, state.speed, state.target_speed, state.exponent) - slowed
+    following = jnp.clip(following, -driver.max_accel, driver.max_accel)
+    follows = state.kind == NORMAL if config.hetero_longitudinal == "released" else state.kind != CONTROLLED
+    acceleration = jnp.where(follows, following, speed_control(state.speed, state.target_speed))
+    return Decision(target, jnp.where(due, 0, state.timer), acceleration)
