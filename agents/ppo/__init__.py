@@ -1,0 +1,1 @@
+"""Proximal policy optimisation with independent (IPPO) or central (MAPPO) critics."""
