@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from marl.core.errors import ConfigError, UserError
+from marl.core.errors import UserError
 from marl.core.types import Tree
 from marl.dataflow.fused import Fused
 from marl.evaluate.protocol import Evaluator
@@ -31,12 +31,14 @@ def learner_devices(config: ExperimentConfig) -> list[jax.Device]:
         devices = jax.devices() if wanted == "auto" else jax.devices(wanted)
     except RuntimeError as error:
         have = ", ".join(sorted({d.platform for d in jax.devices()}))
-        raise ConfigError(f"dataflow.devices.learner: '{wanted}' is not on this machine; JAX sees: {have}") from error
+        text = f"device '{wanted}' is not on this machine; expected auto or one that JAX sees: {have}"
+        raise config.source.error(("dataflow", "devices", "learner"), text) from error
     asked = config.dataflow.data_parallel
     even = (n for n in range(1, len(devices) + 1) if config.dataflow.num_envs % n == 0)
     count: int = max(even) if asked == "auto" else asked
     if count > len(devices):
-        raise ConfigError(f"dataflow.data_parallel: {count} devices asked for; JAX sees {len(devices)}")
+        text = f"{count} devices are asked for; expected at most the {len(devices)} that JAX sees"
+        raise config.source.error(("dataflow", "data_parallel"), text)
     return devices[:count]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
@@ -14,6 +14,8 @@ from marl.core.errors import ConfigError, did_you_mean
 from marl.runner.yaml_tree import Path, Source
 
 Model = TypeVar("Model", bound=BaseModel)
+
+LISTED = 16  # names in one message
 
 _EXPECTED = {
     "int": "a whole number",
@@ -103,6 +105,13 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def expected_one(name: str, known: Sequence[str]) -> str:
+    """`expected one of a, b, c; did you mean 'b'?`; a long list is left out where the nearest name is clear."""
+    near = did_you_mean(name, known)
+    listed = f"{len(known)} names" if near and len(known) > LISTED else ", ".join(known)
+    return f"expected one of {listed}{near}"
+
+
 def _path(item: Any, data: Any) -> Path:
     """pydantic's location without the tags of unions and validators, which are not keys of the file."""
     path: list[str | int] = []
@@ -125,7 +134,7 @@ def _sentence(items: list[Any], path: Path, model: type[BaseModel], data: Any) -
     item = items[0]
     names, descriptions = _fields(model, path[:-1])
     if item["type"] == "extra_forbidden":
-        return f"unknown key; expected one of {', '.join(names)}{did_you_mean(str(path[-1]), names)}"
+        return f"unknown key; {expected_one(str(path[-1]), names)}"
     if item["type"] == "missing":
         for key in path[:-1]:
             data = data[key]

@@ -13,7 +13,7 @@ import yaml
 from marl import agents, envs
 from marl.core.errors import ConfigError, did_you_mean
 from marl.core.registry import Registry
-from marl.runner.explain import show, validate
+from marl.runner.explain import expected_one, show, validate
 from marl.runner.schema import ExperimentConfig
 from marl.runner.yaml_tree import COMMAND_LINE, MAX_BYTES, Node, Path, Source, parse_scalar, parse_yaml
 
@@ -43,22 +43,28 @@ def load_experiment(
     path = find_experiment(path_or_name)
     overrides = tuple(overrides)
     root = read_tree(path)
+    if not isinstance(root.value, dict):
+        text = f"the file holds {show(root.plain())}; expected keys such as name, env, agents, stop"
+        raise Source(root).error((), text)
     for text in overrides:
         root = _override(root, text, only)
-    source = Source(root)
-    if not isinstance(root.value, dict):
-        raise source.error((), f"the file holds {show(root.plain())}; expected keys such as name, env, agents, stop")
-    config = config_from(root.plain(), source)
-    return LoadedExperiment(config, path, overrides)
+    return LoadedExperiment(_config(root), path, overrides)
 
 
-def config_from(data: Mapping[str, Any], source: Source | None = None) -> ExperimentConfig:
+def config_from(data: Mapping[str, Any], overrides: Iterable[str] = ()) -> ExperimentConfig:
     """An `ExperimentConfig` from plain values, checked as a file is.
 
-    Raises: ConfigError as in `load_experiment`, without a place if there is no `source`.
+    Raises: ConfigError as in `load_experiment`, without file and line.
     """
-    source = source or Source()
-    config = validate(ExperimentConfig, data, source)
+    root = _node(data)
+    for text in overrides:
+        root = _override(root, text, None)
+    return _config(root)
+
+
+def _config(root: Node) -> ExperimentConfig:
+    source = Source(root)
+    config = validate(ExperimentConfig, root.plain(), source)
     config._source = source
     _check_name(envs.REGISTRY, config.env.id, source, ("env", "id"))
     for key, section in config.agents.items():
@@ -128,6 +134,14 @@ def read_tree(path: FilePath) -> Node:
     return root
 
 
+def _node(data: Any) -> Node:
+    if isinstance(data, Mapping):
+        return Node({str(key): _node(value) for key, value in data.items()}, 0, "")
+    if isinstance(data, (list, tuple)):
+        return Node([_node(value) for value in data], 0, "")
+    return Node(data, 0, "")
+
+
 def _override(root: Node, text: str, only: tuple[str, ...] | None) -> Node:
     key, equals, value = text.partition("=")
     path: Path = tuple(key.strip().split("."))
@@ -173,10 +187,7 @@ def _check_name(registry: Registry, name: str, source: Source, path: Path) -> No
         return
     known = registry.names()
     if name not in known:
-        expected = ", ".join(known)
-        raise source.error(
-            path, f"unknown {registry.kind} '{name}'; expected one of {expected}{did_you_mean(name, known)}"
-        )
+        raise source.error(path, f"unknown {registry.kind} '{name}'; {expected_one(name, known)}")
 
 
 def _reason(error: Exception) -> str:

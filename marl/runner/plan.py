@@ -13,7 +13,7 @@ from marl import agents, envs
 from marl.core.algorithm import Policy
 from marl.core.config import AgentConfig
 from marl.core.env import AnyEnvironment
-from marl.core.errors import UserError, did_you_mean
+from marl.core.errors import ConfigError, UserError, did_you_mean
 from marl.core.registry import Registry
 from marl.core.types import RoleSpec
 from marl.runner.explain import explain, validate
@@ -21,6 +21,10 @@ from marl.runner.schema import AgentSection, EnvSection, ExperimentConfig
 from marl.runner.yaml_tree import Path as KeyPath
 
 ALL = "all"
+
+
+class MisfitError(ConfigError):
+    """A policy that cannot play the roles it was given in this world."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Plan:
         return dataclasses.replace(self, policies={name: _policy(cast, axis) for name, cast in self.cast.items()})
 
 
+def make_world(config: ExperimentConfig) -> AnyEnvironment:
+    """Import and build the world of a config alone. Raises: ConfigError as `make_plan`."""
+    return _world(config)[0]
+
+
 def make_plan(config: ExperimentConfig) -> Plan:
     """Import and build the world and the policies of a config.
 
@@ -72,7 +81,7 @@ def make_plan(config: ExperimentConfig) -> Plan:
         try:
             policies[key] = _policy(cast[key], None)
         except UserError as error:
-            raise config.source.error(path, str(error)) from error
+            raise MisfitError(str(config.source.error(path, str(error)))) from error
         if section.checkpoint is not None:
             frozen[key] = _checkpoint(section.checkpoint, policies[key], config, (*path, "checkpoint"))
         kept = section.model_dump(exclude_none=True, include={"algorithm", "group"})
@@ -156,18 +165,3 @@ def _checkpoint(text: str, policy: Policy, config: ExperimentConfig, path: KeyPa
         except UserError as error:
             raise config.source.error(path, str(error)) from error
     return folder
-
-
-def check_devices(config: ExperimentConfig) -> None:
-    """Raises: ConfigError with the key's place if the learner's device is not on this machine."""
-    import jax
-
-    wanted = config.dataflow.devices.learner
-    if wanted == "auto":
-        return
-    try:
-        jax.devices(wanted)
-    except RuntimeError:
-        have = ", ".join(sorted({device.platform for device in jax.devices()}))
-        text = f"device '{wanted}' is not on this machine; expected auto or one that JAX sees: {have}"
-        raise config.source.error(("dataflow", "devices", "learner"), text) from None

@@ -12,6 +12,7 @@ from typing import Any
 
 from marl.core.errors import UserError, did_you_mean
 from marl.io.files import read_json, write_failure
+from marl.io.lock import lock_owner
 from marl.runner.schema import valid_name
 
 LATEST = "latest"
@@ -29,8 +30,9 @@ class RunInfo:
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `interrupted`, `failed`, or `unknown` without a readable meta.json."""
-        return str(self.meta.get("status", "unknown"))
+        """`running`, `done`, `interrupted`, `failed`; `killed` if its process is gone; `unknown` without meta.json."""
+        status = str(self.meta.get("status", "unknown"))
+        return "killed" if status == "running" and lock_owner(self.path) is None else status
 
 
 def create_run_folder(runs_dir: Path, name: str) -> Path:

@@ -1,0 +1,150 @@
+"""What each command of `marl` does, as one short function. Heavy imports happen inside, after the input was read."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+from marl.core.errors import UserError
+from marl.io.console import next_commands, say
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train an experiment, or with `--dry-run` say what that would take."""
+    from marl.runner.load import load_experiment
+
+    config = load_experiment(args.config, args.overrides).config
+    if args.dry_run:
+        from marl.runner.train import dry_run
+
+        text, facts = dry_run(config)
+        say(text.rstrip())
+        say("\n".join(f"# {name}: {value}" for name, value in facts.items()))
+        next_commands([" ".join(["marl train", args.config, *args.overrides])])
+        return 0
+    if not args.quiet:
+        say(f"{config.name}: {config.env.id}, seeds {', '.join(map(str, config.seed_list))}; starting JAX")
+    from marl.runner.train import train as run
+
+    return run(config, runs_dir=args.runs_dir, quiet=args.quiet)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Go on with a run."""
+    from marl.runner.runs import resolve_run
+
+    folder = resolve_run(args.run, Path(args.runs_dir))
+    if not args.quiet:
+        say(f"resuming {folder}; starting JAX")
+    from marl.runner.train import resume as run
+
+    return run(str(folder), args.overrides, runs_dir=args.runs_dir, quiet=args.quiet)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Play fresh episodes with a trained run."""
+    from marl.runner.runs import resolve_run
+
+    folder = resolve_run(args.run, Path(args.runs_dir))
+    if not args.json:
+        say(f"evaluating {folder}; starting JAX")
+    from marl.runner.evaluate import evaluate as run
+
+    return run(str(folder), episodes=args.episodes, greedy=args.greedy, as_json=args.json)
+
+
+def render(args: argparse.Namespace) -> int:
+    """Film one episode of a trained run."""
+    from marl.runner.runs import resolve_run
+
+    folder = resolve_run(args.run, Path(args.runs_dir))
+    output = Path(args.output)
+    if output.suffix.lower() not in (".gif", ".mp4"):
+        raise UserError(f"-o {args.output}: a film is a .gif or .mp4 file; expected a name with one of these endings")
+    if not output.parent.is_dir():
+        raise UserError(f"-o {args.output}: there is no folder '{output.parent}'")
+    say(f"rendering {folder}; starting JAX")
+    from marl.runner.render import render as run
+
+    return run(str(folder), output, episode_seed=args.episode_seed, seed=args.seed, greedy=args.greedy, best=args.best)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Compare runs."""
+    from marl.runner.report import report as run
+
+    return run(args.runs, args.output, runs_dir=args.runs_dir)
+
+
+def list(args: argparse.Namespace) -> int:
+    """List worlds, algorithms, experiments or runs."""
+    from marl.runner.listing import rows, table
+
+    found = rows(args.kind, Path(args.runs_dir))
+    if args.json:
+        say(json.dumps(found, indent=2))
+        return 0
+    if not found:
+        say(f"no {args.kind} yet" + (f" in '{args.runs_dir}'" if args.kind == "runs" else ""))
+    else:
+        say(table(found))
+    following = {
+        "envs": "marl check cartpole_v0",
+        "agents": "marl check ppo",
+        "experiments": "marl train quickstart",
+        "runs": "marl evaluate latest" if found else "marl train quickstart",
+    }
+    next_commands([following[args.kind]])
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Check a world, an algorithm or an experiment."""
+    from marl.runner.check import check as run
+
+    return run(args.target, args.overrides)
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure env steps per second."""
+    from marl.runner.bench import bench as run
+
+    return run(args.what, as_json=args.json)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Look at this machine and installation; 1 if something that training needs is broken."""
+    from marl.runner.doctor import examine
+    from marl.runner.listing import table
+
+    findings = examine(Path(args.runs_dir))
+    broken = any(finding["state"] == "broken" for finding in findings)
+    if args.json:
+        say(json.dumps(findings, indent=2))
+        return int(broken)
+    say(table(findings))
+    next_commands(["marl doctor --json"] if broken else ["marl train quickstart"])
+    return int(broken)
+
+
+def tensorboard(args: argparse.Namespace) -> int:
+    """Become TensorBoard on the folder of a run, or of all runs.
+
+    Raises: UserError if TensorBoard is not installed or there is nothing to show.
+    """
+    from marl.runner.runs import list_runs, resolve_run
+
+    runs_dir = Path(args.runs_dir)
+    folder = resolve_run(args.run, runs_dir) if args.run else runs_dir
+    if not args.run and not list_runs(runs_dir):
+        raise UserError(f"there are no runs in '{runs_dir}'; start one with: marl train quickstart")
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError("the package tensorboard is not installed; expected it beside marl: pip install tensorboard")
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
+    command += ["--port", str(args.port)] if args.port else []
+    say(f"starting TensorBoard on {folder}; stop it with Ctrl-C")
+    os.execv(sys.executable, command)
