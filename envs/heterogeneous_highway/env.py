@@ -128,7 +128,7 @@ class HeterogeneousHighway:
         time = state.time + 1
         out_of_time = time >= config.duration
         survives = ~mine.crashed
-        terminated = state.ended | mine.crashed
+        terminated = living & mine.crashed
         truncated = survives & out_of_time
         if config.time_limit == "terminated":
             terminated, truncated = terminated | truncated, jnp.zeros_like(truncated)
@@ -170,7 +170,7 @@ class HeterogeneousHighway:
             reward={ROLE: reward},
             terminated={ROLE: terminated},
             truncated={ROLE: truncated},
-            alive={ROLE: ~terminated},
+            alive={ROLE: survives & ~terminated},
             first=jnp.full(over.shape, first),
             last=over,
             state=global_state(state),

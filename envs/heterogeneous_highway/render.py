@@ -21,6 +21,7 @@ GAP: Final = 6
 BEHIND: Final = 40.0  # part of a close view that lies behind the agent [m]
 SCALE: Final = 2.75  # of a close view [pixels/m]
 CLOSE_VIEWS: Final = 8  # at most
+MIN_SPAN_M: Final = 600.0  # of road in the wide view
 
 PAPER: Final[Colour] = (247, 246, 242)
 INK: Final[Colour] = (38, 42, 48)
@@ -128,9 +129,10 @@ def render(state: HighwayState, params: HighwayParams, config: HighwayConfig) ->
     names = {int(i): str(number) for number, i in enumerate(agents)}
 
     shown = min(len(agents), CLOSE_VIEWS)
-    span = max(float(np.ptp(x[agents])) + 240.0, 600.0)
+    span = max(float(np.ptp(x[agents])) + 240.0, MIN_SPAN_M)
     wide_scale = (PICTURE_WIDTH - 2 * GAP) / span
-    wide_height = _Road.strip_height(wide_scale, config.lanes)
+    # Room for the widest strip there can be, so that all pictures of an episode have one size.
+    wide_height = _Road.strip_height((PICTURE_WIDTH - 2 * GAP) / MIN_SPAN_M, config.lanes)
     close_height = _Road.strip_height(SCALE, config.lanes)
     height = HEADER + wide_height + GAP + shown * (close_height + GAP)
     image = canvas(height + height % 2, PICTURE_WIDTH, PAPER)
