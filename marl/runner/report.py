@@ -1,0 +1,128 @@
+"""`marl report RUN…`: what runs achieved, how far to trust it, and whether they beat policies that learned nothing."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from marl.core.errors import UserError
+from marl.evaluate import statistics
+from marl.io import console
+from marl.io.files import write_failure, write_text_atomic
+from marl.runner import report_text as text
+from marl.runner.report_curves import curve_series
+from marl.runner.report_data import Collected, collect_runs
+from marl.runner.report_html import page
+from marl.runner.report_svg import N_COLOURS
+from marl.runner.report_table import Section, make_sections
+from marl.runner.runs import resolve_run
+
+
+class Report(NamedTuple):
+    """A finished report: its sections, and the files by name."""
+
+    sections: list[Section]
+    files: dict[str, Path]
+
+
+def report(runs: Sequence[str], out: str | None = None, *, runs_dir: str = "runs") -> int:
+    """Report on runs (paths, ids, names, `latest`), evaluation files and folders of them; print the table. Returns 0.
+
+    out: the folder to write; by default `plots/` of the run if there is one run, else `report/` here.
+    Raises: UserError if something named is missing, damaged or on another world than the rest.
+    """
+    paths = [find(run, Path(runs_dir)) for run in runs]
+    folder = paths[0] / "plots" if len(paths) == 1 and paths[0].is_dir() else Path("report")
+    folder = folder if out is None else Path(out)
+    made = build_report(paths, folder, command=shlex.join(["marl", "report", *runs]))
+    for section in made.sections:
+        console.say(section.world)
+        for line in _plain_table(section):
+            console.say(f"  {line}")
+        for sentence in text.findings(section):
+            console.say(f"  {sentence}")
+    console.say(f"report: {made.files['report.html']}")
+    console.say(f"tables: {', '.join(sorted(p.name for p in made.files.values() if p.suffix != '.html'))} in {folder}")
+    return 0
+
+
+def find(run: str, runs_dir: Path = Path("runs")) -> Path:
+    """The path itself if it exists, else the run folder that a name or an id stands for. Raises: UserError."""
+    path = Path(run)
+    return path if path.exists() else resolve_run(run, runs_dir)
+
+
+def build_report(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    command: str = "marl report",
+    resamples: int = statistics.RESAMPLES,
+    now: datetime.datetime | None = None,
+) -> Report:
+    """Write report.html, table.md and four CSV files into `out`, from run folders and evaluation files.
+
+    command: shown on the page.  now: the date on the page.
+    Raises: UserError as `collect_runs`, and where `out` cannot be written; RunError if the disk is full.
+    """
+    collected = collect_runs(paths)
+    sections = make_sections(collected, resamples=resamples)
+    colours = _colours(sections, collected)
+    series = {s.world: curve_series(s.curves, colours) for s in sections}
+    moment = (now or datetime.datetime.now(datetime.UTC)).strftime("%Y-%m-%d %H:%M UTC")
+    html = page(
+        _title(collected),
+        sections,
+        series,
+        collected.origins,
+        collected.notes,
+        colours,
+        f"{moment} · {command}",
+    )
+    flat = [(world, tag, one) for world, tags in series.items() for tag, many in tags.items() for one in many]
+    texts = {
+        "report.html": html,
+        "table.md": text.markdown(sections, collected.notes, command),
+        "aggregate.csv": text.csv_text(text.aggregate_rows(sections)),
+        "comparisons.csv": text.csv_text(text.comparison_rows(sections)),
+        "episodes.csv": text.csv_text(text.episode_rows(sections)),
+        "curves.csv": text.csv_text(text.curve_rows(flat)),
+    }
+    return Report(sections, _write(out, texts))
+
+
+def _write(out: Path, texts: Mapping[str, str]) -> dict[str, Path]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_failure(out, error) from error
+    if not out.is_dir():
+        raise UserError(f"{out} is not a folder")
+    for name, content in texts.items():
+        write_text_atomic(out / name, content)
+    return {name: out / name for name in texts}
+
+
+def _title(collected: Collected) -> str:
+    labels = list(dict.fromkeys(m.label for m in collected.methods if m.kind == "learned"))
+    labels = labels or list(dict.fromkeys(origin.label for origin in collected.origins))
+    return f"Report: {', '.join(labels[:4])}{f' and {len(labels) - 4} more' if len(labels) > 4 else ''}"
+
+
+def _colours(sections: Sequence[Section], collected: Collected) -> dict[str, int]:
+    """One colour a label, the same in every picture."""
+    learned = [r.method.label for s in sections for r in s.rows if r.method.kind == "learned"]
+    drawn = [c.label for curves in collected.curves.values() for c in curves]
+    others = [r.method.label for s in sections for r in s.rows]
+    return {label: i % N_COLOURS for i, label in enumerate(dict.fromkeys([*learned, *drawn, *others]))}
+
+
+def _plain_table(section: Section) -> list[str]:
+    columns, table = text.summary_table(section)
+    names = [" ".join([row.method.label, *(f"({m})" for m in text.marks(row))]) for row in section.rows]
+    rows = [columns, *([name, *cells[1:]] for name, cells in zip(names, table, strict=True))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
