@@ -1,8 +1,8 @@
 """From a network's last layer to a distribution over the actions of a space, and from a sample to an action.
 
-A head samples in its own *raw* space. For Discrete and MultiDiscrete, raw and action are the same integers. For Box, raw
-is an unbounded Gaussian number: with finite bounds [-1, 1] is mapped onto them, and what lies outside is clipped (or
-squashed by tanh). Ratios of probabilities are taken between raw numbers, so neither the clip nor tanh enters them.
+A head samples in its own *raw* space. For Discrete and MultiDiscrete, raw and action are the same integers. For Box,
+raw is an unbounded Gaussian number: with finite bounds [-1, 1] is mapped onto them, and what lies outside is clipped
+(or squashed by tanh). Ratios of probabilities are taken between raw numbers, so neither the clip nor tanh enters them.
 """
 
 from __future__ import annotations

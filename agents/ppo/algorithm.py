@@ -119,7 +119,7 @@ class PPO:
         params, opt, metrics = optimise(self.config, self._optimiser, losses, params, state.opt, rows, rate, key)
         metrics |= measured | {"optim/learning_rate": rate}
         if self.axis is not None:
-            metrics = jax.lax.pmean(metrics, self.axis)  # type: ignore[no-untyped-call]
+            metrics = jax.lax.pmean(metrics, self.axis)
         new = state.replace(params=params, opt=opt, aux=aux, updates=state.updates + 1)  # type: ignore[attr-defined]
         return new, metrics
 

@@ -11,8 +11,8 @@ from marl.core.config import AgentConfig
 
 Preset = Literal["cpu", "paper"]
 
-# What a preset changes; a key that the user gives wins. `paper` follows iPLAN's released IPPO (highway): fifteen epochs of
-# one minibatch, Huber and clipped values, and its LayerNorm-ReLU-GRU trunk.
+# What a preset changes; a key that the user gives wins. `paper` follows iPLAN's released IPPO (highway): fifteen epochs
+# of one minibatch, Huber and clipped values, and its LayerNorm-ReLU-GRU trunk.
 _PAPER: dict[str, Any] = {
     "epochs": 15,
     "minibatches": 1,

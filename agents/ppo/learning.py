@@ -26,13 +26,7 @@ def each_network(f: Callable[..., T], first: Networks, *others: Networks) -> dic
 
 def optimiser(config: PPOConfig, axis: str | None) -> optax.GradientTransformation:
     """Adam's direction for one group's network, gradient averaged over the mesh axis and then limited in norm."""
-    average = (
-        optax.stateless(
-            lambda grads, _: jax.lax.pmean(grads, axis)  # type: ignore[no-untyped-call]
-        )
-        if axis
-        else optax.identity()
-    )
+    average = optax.stateless(lambda grads, _: jax.lax.pmean(grads, axis)) if axis else optax.identity()
     return optax.chain(
         average, optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps)
     )

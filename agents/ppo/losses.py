@@ -89,5 +89,5 @@ def weights(valid: Array, axis: str | None) -> Array:
     weight = valid.astype(jnp.float32)
     count = jnp.sum(weight)
     if axis is not None:
-        count = jax.lax.pmean(count, axis)  # type: ignore[no-untyped-call]
+        count = jax.lax.pmean(count, axis)
     return weight / jnp.maximum(count, 1.0)

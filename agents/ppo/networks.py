@@ -1,6 +1,6 @@
 """The networks of PPO, stacked over agents, and how trajectories are laid out for them.
 
-A *group* is a set of agents that share one network: every agent is a group of its own, or (`sharing: role`) a role is one.
+A *group* is a set of agents that share one network: every agent is one of its own, or (`sharing: role`) a role is one.
 Parameters have the group axis in front, and so have a learner's arrays: `[T, B, n, ...]` becomes `[G, T, L, ...]` with
 L = B n / G sequences.
 """
@@ -85,7 +85,7 @@ def init_groups(network: Network, key: Key, groups: int, inputs: int) -> Tree:
 
 
 def unroll_groups(network: Network, params: Tree, x: Array, hidden: Array | None, first: Array) -> Array:
-    """Outputs `[G, T, L, outputs]` of each group's network on `x` `[G, T, L, d]`, `hidden` `[G, L, H]`, `first` `[G, T, L]`."""
+    """Outputs `[G, T, L, k]` of each group's network on x `[G, T, L, d]`, hidden `[G, L, H]`, first `[G, T, L]`."""
 
     def one(p: Tree, *inputs: Any) -> Any:
         return network.apply({"params": p}, *inputs, method="unroll")
@@ -140,7 +140,7 @@ class Actor:
         return init_groups(self.network, key, self.groups, self.inputs_size)
 
     def initial_carry(self) -> dict[str, Array]:
-        """What one lane remembers between rows: `hidden` `[n, H]` and `last_action` `[n, ...]`, as far as they are used."""
+        """What one lane remembers: `hidden` `[n, H]` and `last_action` `[n, ...]`, as far as they are used."""
         carry = {}
         if self.config.recurrent:
             carry["hidden"] = jnp.zeros((self.spec.size, self.config.gru_size), jnp.float32)

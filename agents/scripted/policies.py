@@ -66,7 +66,8 @@ class Constant(Random):
                 )
             if self.action >= spec.action_space.n:
                 raise UserError(
-                    f"action: {self.action} is not an action of role '{spec.name}', which has 0 to {spec.action_space.n - 1}"
+                    f"action: {self.action} is not an action of role '{spec.name}', "
+                    f"which has 0 to {spec.action_space.n - 1}"
                 )
 
     def act(self, params: Tree, carry: Tree, step: TimeStep, key: Key, *, explore: bool) -> tuple[Tree, ByRole, Tree]:

@@ -68,10 +68,10 @@ class Categorical:
 
 @struct.dataclass
 class MultiCategorical:
-    """A vector of independent integers, element i in 0 .. nvec[i]-1. logits: f32 `[..., sum(nvec)]`, part after part."""
+    """Independent integers, element i in 0 .. nvec[i]-1. logits: f32 `[..., sum(nvec)]`, part after part."""
 
     logits: Array
-    nvec: tuple[int, ...] = struct.field(pytree_node=False)  # type: ignore[no-untyped-call]
+    nvec: tuple[int, ...] = struct.field(pytree_node=False)
 
     @classmethod
     def masked(cls, logits: Array, mask: Array | None, nvec: tuple[int, ...]) -> MultiCategorical:

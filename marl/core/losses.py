@@ -1,4 +1,4 @@
-"""Losses and errors element by element: arrays in, an array of the same shape out. Averaging and masks are the caller's."""
+"""Losses and errors element by element: arrays in, an array of one shape out. Averaging and masks are the caller's."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def value_loss(
     clip: float | None = None,
     delta: float | None = None,
 ) -> Array:
-    """Half squared error to the target, or its Huber form; with `clip`, the worse of the plain and the clipped prediction.
+    """Half squared error to the target, or its Huber form; with `clip`, the worse of plain and clipped prediction.
 
-    Args: old_value: prediction when the data were taken; needed with `clip`.  clip: largest change of the prediction that
-    is rewarded.  delta: Huber's threshold, None for the squared error.
+    Args: old_value: prediction when the data were taken; needed with `clip`.  clip: largest change of the prediction
+    that is rewarded.  delta: Huber's threshold, None for the squared error.
     """
 
     def loss(error: Array) -> Array:
@@ -69,8 +69,8 @@ def td(value: Array, reward: Array, discount: Array, next_value: Array) -> Array
 def expected_sarsa(q: Array, action: Array, reward: Array, discount: Array, next_q: Array, next_probs: Array) -> Array:
     """One-step error to the expectation over the next action (van Seijen et al. 2009).
 
-    r + d sum_a pi(a|s') q(s', a) - q(s, action).  With `next_probs` one-hot it is SARSA (the action taken) or Q-learning
-    (the greedy action).
+    r + d sum_a pi(a|s') q(s', a) - q(s, action).  With `next_probs` one-hot it is SARSA (action taken) or
+    Q-learning (greedy action).
 
     Args: q, next_q, next_probs: `[..., actions]`.  action: int `[...]`.  reward, discount: `[...]`.
     """

@@ -1,4 +1,4 @@
-"""Named key streams: a key depends on the run's seed and on a path of names, never on the order in which keys are asked for."""
+"""Named key streams: a key depends on the run's seed and a path of names, never on the order of asking."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def masked_mean(x: Array, mask: Array, axis: Axes = None, axis_name: str | None 
     weight = jnp.broadcast_to(mask, x.shape).astype(jnp.float32)
     total, count = jnp.sum(jnp.where(weight > 0, x, 0.0), axis=axis), jnp.sum(weight, axis=axis)
     if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)  # type: ignore[no-untyped-call]
+        total, count = jax.lax.psum((total, count), axis_name)
     return total / jnp.maximum(count, 1.0)
 
 
@@ -78,7 +78,7 @@ def update_moments(
     """
     weight = jnp.sum(mask.astype(jnp.float32), axis=axis)
     if axis_name is not None:
-        weight = jax.lax.psum(weight, axis_name)  # type: ignore[no-untyped-call]
+        weight = jax.lax.psum(weight, axis_name)
     mean, std = masked_mean_std(x, mask, axis, axis_name)
     old = RunningMoments(count=moments.count * decay, mean=moments.mean, m2=moments.m2 * decay)
     return merge_moments(old, RunningMoments(count=weight, mean=mean, m2=jnp.square(std) * weight))
