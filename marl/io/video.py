@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marl.core.errors import RunError, UserError, did_you_mean
-from marl.io.files import reason, write_failure
+from marl.io.files import write_failure
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -101,28 +103,36 @@ def _palette(frames: Sequence[Frame]) -> Image.Image:
 
 
 def _write_mp4(path: Path, frames: Sequence[Frame], fps: float) -> None:
-    """H.264 in yuv420p, which every player takes; an odd edge is doubled, as the format needs even sizes."""
+    """H.264 in yuv420p, which every player takes; an odd edge is doubled, as the format needs even sizes.
+
+    raise UserError(f"writing {path.suffix} needs ffmpeg: pip install 'imageio[ffmpeg]' (or write .gif)") from error
+    """
     try:
         import imageio_ffmpeg
 
-        imageio_ffmpeg.get_ffmpeg_exe()
+        program = imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
         raise UserError(
             f"writing {path.suffix} needs ffmpeg: pip install 'imageio[ffmpeg]', or write a .gif"
         ) from error
     height, width = frames[0].shape[:2]
     padding = ((0, height % 2), (0, width % 2), (0, 0))
-    size = (width + width % 2, height + height % 2)
-    writer = imageio_ffmpeg.write_frames(
-        str(path), size, fps=fps, codec="libx264", pix_fmt_out="yuv420p", macro_block_size=1, ffmpeg_log_level="error"
-    )
-    try:
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.pad(frame, padding, mode="edge").tobytes())
-    except OSError as error:
-        raise RunError(f"ffmpeg failed to write {path}: {reason(error)}") from error
-    finally:
-        writer.close()
-    if not path.is_file() or path.stat().st_size == 0:
-        raise RunError(f"ffmpeg wrote nothing to {path}: the disk may be full")
+    size = f"{width + width % 2}x{height + height % 2}"
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
+    target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path)]
+    with tempfile.TemporaryFile() as messages:
+        encoder = subprocess.Popen(
+            [program, "-y", "-loglevel", "error", *source, *target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=messages,
+            process_group=0,
+        )
+        with contextlib.suppress(BrokenPipeError), encoder:  # what ended it early is in its messages
+            assert encoder.stdin is not None
+            for frame in frames:
+                encoder.stdin.write(np.pad(frame, padding, mode="edge").tobytes())
+        if encoder.returncode != 0:
+            messages.seek(0)
+            said = messages.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
+            raise RunError(f"ffmpeg could not write {path}: {said[-1]}")
