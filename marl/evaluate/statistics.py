@@ -126,6 +126,18 @@ def mean_intervals(
     return [_interval(float(values.mean()), drawn, level) for values, drawn in zip(table, samples, strict=True)]
 
 
+def share_interval(interval: Interval, n_episodes: int, *, level: float = LEVEL) -> Interval:
+    """The interval of a share in [0, 1], widened where resampling cannot know better.
+
+    If every episode scored 0 (or every one 1), every resample does too, and the bootstrap claims certainty. The exact
+    binomial bound for `n_episodes` trials without success (Clopper and Pearson 1934) takes its place.
+    """
+    bound = float(1.0 - ((1.0 - level) / 2.0) ** (1.0 / n_episodes))
+    if interval == (0.0, 0.0, 0.0):
+        return Interval(0.0, 0.0, bound)
+    return Interval(1.0, 1.0 - bound, 1.0) if interval == (1.0, 1.0, 1.0) else interval
+
+
 def difference(
     a: ArrayLike,
     b: ArrayLike,

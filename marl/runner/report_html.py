@@ -73,7 +73,8 @@ def _section(section: Section, series: Mapping[str, Sequence[Series]], colours: 
         parts.append(f"<ul class='findings'>{said}</ul>" if said else "")
         for metric in section.returns:
             bars = [_bar(row, metric, colours) for row in section.rows if metric in row.means]
-            title = f"{heading(metric)} of an episode: mean, 95 % interval, training seeds"
+            name = heading(metric) if len(section.returns) > 1 else "return"
+            title = f"{name} of an episode: mean with 95 % interval; small strokes are training seeds"
             parts.append(f"<figure>{svg.forest(title, bars)}</figure>")
         parts.append(_table(section, colours))
         parts += [_matrix(section, metric) for metric in section.returns]
@@ -107,9 +108,15 @@ def _table(section: Section, colours: Mapping[str, int]) -> str:
         chip = f"<i class='b{colours[row.method.label]}'></i>" if learned else "<i class='b-base'></i>"
         tags = "".join(f" <span class='mark'>{escape(mark)}</span>" for mark in marks(row))
         first = f"<th scope='row'>{chip}{escape(cells[0])}{tags}<small>{escape(row.method.algorithm)}</small></th>"
-        rest = "".join(f"<td{_answer(cell)}>{escape(cell)}</td>" for cell in cells[1:])
+        rest = "".join(f"<td{_answer(cell)}>{_stacked(cell)}</td>" for cell in cells[1:])
         rows.append(f"<tr class='{row.method.kind}'>{first}{rest}</tr>")
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def _stacked(cell: str) -> str:
+    """A value above its interval, to keep the table narrow."""
+    value, bracket, rest = cell.partition(" [")
+    return f"{escape(value)}<small>[{escape(rest)}</small>" if bracket else escape(cell)
 
 
 def _answer(cell: str) -> str:
@@ -159,7 +166,7 @@ def _terms(section: Section) -> str:
     rows = []
     for row in section.rows:
         cells = (interval_text(row.means[n], n) if n in row.means else "–" for n in section.terms)
-        rest = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        rest = "".join(f"<td>{_stacked(cell)}</td>" for cell in cells)
         rows.append(f"<tr><th scope='row'>{escape(row.method.label)}</th>{rest}</tr>")
     return (
         "<details><summary>Where the return comes from: reward terms, summed over an episode, mean over a role's agents"
@@ -174,7 +181,11 @@ def _levels(section: Section, tag: str) -> list[Level]:
     ranked = section.returns[0] if section.returns else metric
     found = [section.best(kind, ranked) for kind in (*REFERENCES, "random")]
     rows = [section.rows[i] for i in found if i is not None and metric in section.rows[i].means]
-    return [Level(row.method.label, row.means[metric].value) for row in rows]
+    names: dict[float, str] = {}
+    for row in rows:
+        value = row.means[metric].value
+        names[value] = f"{names[value]}, {row.method.label}" if value in names else row.method.label
+    return [Level(name, value) for value, name in names.items()]
 
 
 def _tag_order(tag: str) -> tuple[int, str]:

@@ -66,7 +66,7 @@ code{font-size:12px;overflow-wrap:anywhere}
 svg text{fill:var(--ink);font-size:12px}
 svg .title{font-weight:600;font-size:13px}
 svg .tick,svg .note{fill:var(--soft);font-size:11px}
-svg .level-name{fill:var(--soft);font-size:10.5px}
+svg .level-name{fill:var(--soft);font-size:10.5px;stroke:var(--card);stroke-width:3;paint-order:stroke}
 svg .end{text-anchor:end}svg .mid{text-anchor:middle}
 .grid{stroke:var(--line);stroke-width:1}
 .level{stroke:var(--base);stroke-width:1.2;stroke-dasharray:5 4}

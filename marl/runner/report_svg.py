@@ -104,11 +104,7 @@ def curve_panel(title: str, series: Sequence[Series], levels: Sequence[Level] = 
         if tick <= x_high
     ]
     parts.append(f'<text class="tick mid" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}">env steps</text>')
-    for level in levels:
-        height = y(level.value)
-        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        label = escape(_short(level.label))
-        parts.append(f'<text class="level-name end" x="{WIDTH - RIGHT - 2}" y="{height - 4:.1f}">{label}</text>')
+    parts += [f'<path class="level" d="M{LEFT},{y(level.value):.1f}H{WIDTH - RIGHT}"/>' for level in levels]
     for s in series:
         band = path(np.concatenate([s.env_steps, s.env_steps[::-1]]), np.concatenate([s.low, s.high[::-1]]))
         parts.append(f'<polygon class="band f{s.colour}" points="{band}"/>')
@@ -120,6 +116,9 @@ def curve_panel(title: str, series: Sequence[Series], levels: Sequence[Level] = 
             f"<title>{escape(s.label)}: {b:.4g} at {int(a):,} env steps</title></circle>"
             for a, b in zip(s.env_steps, s.mean, strict=True)
         ]
+    for level in levels:
+        name = escape(_short(level.label))
+        parts.append(f'<text class="level-name end" x="{WIDTH - RIGHT - 2}" y="{y(level.value) - 4:.1f}">{name}</text>')
     return "".join([*parts, "</svg>"])
 
 

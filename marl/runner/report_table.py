@@ -15,6 +15,7 @@ from marl.runner.report_data import Collected, Curve, Floats, Method, MethodKind
 SHOWN = ("survival_s", "success", "speed_mps")
 KIND_ORDER: tuple[MethodKind, ...] = ("learned", "scripted", "random", "constant")
 REFERENCES: dict[MethodKind, str] = {"constant": "best constant action", "scripted": "rule-based policy"}
+SHARES = frozenset({"success"})  # figures between 0 and 1, shown as percent
 MAX_COLUMNS = 4  # figures of the world beside the return
 
 
@@ -152,6 +153,7 @@ def _summary(method: Method, resamples: int) -> Summary:
     scores = {name: method.scores(name) for name in method.metrics}
     intervals = statistics.mean_intervals(np.stack(list(scores.values())), resamples=resamples)
     means = dict(zip(scores, intervals, strict=True))
+    means |= {name: statistics.share_interval(means[name], len(method.index)) for name in SHARES & means.keys()}
     iqms = {
         name: statistics.bootstrap(table, statistics.iqm, resamples=resamples)
         for name, table in scores.items()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TypeAlias
 
 from marl.evaluate.statistics import Interval
 from marl.runner.report_svg import Series
-from marl.runner.report_table import REFERENCES, Section, Summary, Verdict
+from marl.runner.report_table import REFERENCES, SHARES, Section, Summary, Verdict
 
 Cell: TypeAlias = str | int | float | bool | None
 
-PERCENT = frozenset({"success"})
 AGGREGATE = (
     *("world", "method", "algorithm", "kind", "actions", "episodes_kind", "env_steps_min", "env_steps_max"),
     *("n_seeds", "n_episodes", "preliminary", "metric", "mean", "mean_low", "mean_high"),
@@ -26,19 +26,21 @@ COMPARISONS = (
     *("probability_of_improvement", "poi_low", "poi_high"),
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]()#|~!"} | {"\n": " ", "\r": " "})
+_MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")  # an underscore inside a word is text already
 
 
 def number(value: float, spread: float) -> str:
     """`value` with as many decimals as its interval's half-width makes meaningful: two digits of it."""
-    decimals = 3 if spread <= 0.0 else min(4, max(0, 1 - math.floor(math.log10(spread))))
+    if spread <= 0.0:
+        return f"{value:.4g}"
+    decimals = min(4, max(0, 1 - math.floor(math.log10(spread))))
     text = f"{value:.{decimals}f}"
     return text.lstrip("-") if float(text) == 0.0 else text
 
 
 def interval_text(interval: Interval, metric: str = "", *, sign: bool = False) -> str:
     """`48.2 [46.1, 50.3]`; shares as percent."""
-    scale = 100.0 if metric in PERCENT else 1.0
+    scale = 100.0 if metric in SHARES else 1.0
     value, low, high = (scale * x for x in interval)
     spread = (high - low) / 2
     plus = "+" if sign and value > 0 else ""
@@ -47,7 +49,7 @@ def interval_text(interval: Interval, metric: str = "", *, sign: bool = False) -
 
 def heading(metric: str) -> str:
     """A metric's name as a column heading."""
-    if metric in PERCENT:
+    if metric in SHARES:
         return f"{metric} %"
     for suffix, unit in (("_mps", "m/s"), ("_s", "s"), ("_m", "m")):
         if metric.endswith(suffix):
@@ -94,8 +96,7 @@ def summary_table(section: Section) -> tuple[list[str], list[list[str]]]:
         for metric in section.returns:
             cells += [_cell(row.means.get(metric), metric), _cell(row.iqms.get(metric), metric)]
         cells += [_cell(row.means.get(metric), metric) for metric in section.figures]
-        cells += [verdict_text(section.verdict(i, kind, metric)) for kind, metric in asked]
-        table.append(cells)
+        table.append(cells + [verdict_text(section.verdict(i, kind, metric)) for kind, metric in asked])
     return columns, table
 
 
@@ -118,9 +119,15 @@ def findings(section: Section) -> list[str]:
                 says = {"yes": "beats", "no": "is not shown to beat", "worse": "is worse than"}[verdict.answer]
                 against = verdict.against
                 how = f"over {against.episodes} paired episodes" if against.episodes else "unpaired"
+                gap = (
+                    interval_text(against.difference, sign=True)
+                    .replace("[", "(")
+                    .replace("]", ")")
+                    .replace(", ", " to ")
+                )
                 sentences.append(
-                    f"{row.method.label} ({row.method.actions}) {says} the {name}, {against.b.label}{role}: difference "
-                    f"{interval_text(against.difference, sign=True)} {how}{', preliminary' if row.preliminary else ''}."
+                    f"{row.method.label} ({row.method.actions}) {says} the {name}, {against.b.label}{role}: "
+                    f"difference {gap}, {how}{', preliminary' if row.preliminary else ''}."
                 )
     return sentences
 
@@ -135,7 +142,7 @@ def markdown(sections: Sequence[Section], notes: Sequence[str], command: str) ->
             lines += ["| " + " | ".join(markdown_text(c) for c in columns) + " |", "|" + " --- |" * len(columns)]
             for row, cells in zip(section.rows, table, strict=True):
                 name = " ".join([markdown_text(cells[0]), *(f"*({mark})*" for mark in marks(row))])
-                lines.append("| " + " | ".join([name, *(markdown_text(c) for c in cells[1:])]) + " |")
+                lines.append("| " + " | ".join([name, *cells[1:]]) + " |")  # the other cells are our own words
             lines += ["", *(f"- {markdown_text(sentence)}" for sentence in findings(section))]
         else:
             lines.append("No evaluations yet.")
@@ -152,26 +159,12 @@ def markdown(sections: Sequence[Section], notes: Sequence[str], command: str) ->
 
 def markdown_text(text: str) -> str:
     """`text` as text: no markup, no HTML, no new row."""
-    return escape(text, quote=False).translate(_MARKDOWN)
+    return _MARKDOWN.sub(r"\\\g<0>", escape(" ".join(text.split()), quote=False))
 
 
 def aggregate_rows(sections: Iterable[Section]) -> list[list[Cell]]:
     """aggregate.csv: one line a method and metric."""
-    rows: list[list[Cell]] = [
-        [
-            "world",
-            "method",
-            "algorithm",
-            "kind",
-            "actions",
-            "episodes_kind",
-            "env_steps_min",
-            "env_steps_max",
-            "n_seeds",
-        ]
-        + ["n_episodes", "preliminary", "metric", "mean", "mean_low", "mean_high", "iqm", "iqm_low", "iqm_high"]
-        + ["seed_min", "seed_max"]
-    ]
+    rows: list[list[Cell]] = [[*AGGREGATE]]
     for section in sections:
         for row in section.rows:
             method = row.method

@@ -126,6 +126,14 @@ def test_intervals_of_many_metrics_at_once_are_those_of_each_alone() -> None:
         assert many.high == pytest.approx(alone.high, abs=0.05 * spread)
 
 
+def test_a_share_that_was_never_seen_is_not_certainly_zero() -> None:
+    none, all_ = st.share_interval(st.Interval(0, 0, 0), 128), st.share_interval(st.Interval(1, 1, 1), 128)
+    exact = stats.binomtest(0, 128).proportion_ci(0.95, method="exact")
+    assert none == pytest.approx((0.0, exact.low, exact.high))
+    assert all_ == pytest.approx((1.0, 1.0 - exact.high, 1.0))
+    assert st.share_interval(st.Interval(0.5, 0.4, 0.6), 128) == (0.5, 0.4, 0.6)
+
+
 def test_paired_difference_removes_what_both_share() -> None:
     rng = np.random.default_rng(9)
     hard = 10.0 * rng.normal(size=(1, 64))  # episodes differ far more than methods
