@@ -105,7 +105,8 @@ def _palette(frames: Sequence[Frame]) -> Image.Image:
 def _write_mp4(path: Path, frames: Sequence[Frame], fps: float) -> None:
     """H.264 in yuv420p, which every player takes; an odd edge is doubled, as the format needs even sizes.
 
-    raise UserError(f"writing {path.suffix} needs ffmpeg: pip install 'imageio[ffmpeg]' (or write .gif)") from error
+    The encoder is started without a fork of this process (JAX has threads), in a process group of its own, so that Ctrl-C
+    reaches this process alone.
     """
     try:
         import imageio_ffmpeg
