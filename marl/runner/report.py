@@ -39,7 +39,7 @@ def report(runs: Sequence[str], out: str | None = None, *, runs_dir: str = "runs
     folder = folder if out is None else Path(out)
     made = build_report(paths, folder, command=shlex.join(["marl", "report", *runs]))
     for section in made.sections:
-        console.say(section.world)
+        console.say(section.title)
         for line in _plain_table(section):
             console.say(f"  {line}")
         for sentence in text.findings(section):
@@ -82,7 +82,7 @@ def build_report(
         colours,
         f"{moment} · {command}",
     )
-    flat = [(world, tag, one) for world, tags in series.items() for tag, many in tags.items() for one in many]
+    flat = [(s.title, tag, one) for s in sections for tag, many in series[s.world].items() for one in many]
     texts = {
         "report.html": html,
         "table.md": text.markdown(sections, collected.notes, command),

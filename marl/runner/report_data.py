@@ -128,11 +128,26 @@ def method_kind(algorithm: str) -> MethodKind:
 def world_name(env: dict[str, Any]) -> str:
     """A world and its options in one line; only evaluations with the same line are compared.
 
-    Options whose names start with `observation` are left out: they change what agents see, neither scene nor reward.
+    Left out is what changes neither scene nor reward: what agents see (`observation...`), and whether the time limit is
+    called a termination, which concerns learners alone.
     """
-    options = {k: v for k, v in env.items() if k != "id" and not k.startswith("observation")}
+    options = {k: v for k, v in env.items() if k not in ("id", "time_limit") and not k.startswith("observation")}
     shown = ", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in sorted(options.items()))
     return f"{env['id']} ({shown})" if shown else str(env["id"])
+
+
+def world_titles(worlds: Iterable[str]) -> dict[str, str]:
+    """A short name for every world: its id, and of its options those in which the worlds differ."""
+    split = {world: world.removesuffix(")").partition(" (") for world in worlds}
+    options = {world: options.split(", ") for world, (_, _, options) in split.items()}
+    common = (
+        set.intersection(*map(set, options.values())) if len(options) > 1 else {o for v in options.values() for o in v}
+    )
+    titles = {}
+    for world, (name, _, _) in split.items():
+        own = ", ".join(option for option in options[world] if option not in common)
+        titles[world] = f"{name}, {own}" if own else name
+    return titles if len(set(titles.values())) == len(titles) else {world: world for world in titles}
 
 
 def collect_runs(paths: Sequence[Path]) -> Collected:
@@ -248,6 +263,8 @@ def _method(world: str, label: str, greedy: bool, group: list[Evaluation], notes
     if left_out:
         notes.append(f"{label}: seeds {', '.join(map(str, left_out))} have no test episodes and are left out.")
     members = tuple(chosen[seed] for seed in sorted(chosen))
+    if any(e.kind == kind == "test" and e.env_steps != chosen[e.seed].env_steps for e in group):
+        notes.append(f"{label}: of test episodes at several checkpoints, those of each seed's last one are shown.")
     names = {e.algorithm for e in members}
     if len(names) > 1:
         raise UserError(f"'{label}' names several algorithms ({', '.join(sorted(names))}); expected a label for each")

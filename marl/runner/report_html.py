@@ -47,10 +47,11 @@ def page(
     """The whole page. series: by world and tag.  made: when and with what command."""
     body = [f"<header><h1>{escape(title)}</h1><p class='meta'>{escape(made)}</p></header>"]
     if len(sections) > 1:
-        links = (f"<a href='#w{i}'>{escape(s.world)}</a>" for i, s in enumerate(sections))
+        links = (f"<a href='#w{i}'>{escape(s.title)}</a>" for i, s in enumerate(sections))
         body.append(f"<nav>{' '.join(links)}</nav>")
     for i, section in enumerate(sections):
-        body.append(f"<section id='w{i}'><h2>{escape(section.world)}</h2>")
+        about = f"<h2>{escape(section.title)}</h2><p class='meta about'>{escape(section.world)}</p>"
+        body.append(f"<section id='w{i}'>{about}")
         body += _section(section, series.get(section.world, {}), colours)
         body.append("</section>")
     body.append(f"<section><h2>How to read this</h2>{METHOD}")

@@ -25,7 +25,7 @@ STYLE = (
     + """
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1140px;margin:0 auto;padding:28px 20px 60px}
+main{max-width:1240px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:26px;margin:0;overflow-wrap:anywhere}
 h2{font-size:19px;margin:0 0 10px;overflow-wrap:anywhere}
 h3{font-size:15px;margin:22px 0 6px}
@@ -36,13 +36,14 @@ font-size:13px}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px 22px;margin-top:18px}
 figure{margin:0}
 svg{display:block;width:100%;height:auto;font-family:inherit}
+.about{margin:-8px 0 10px}
 .findings{margin:0 0 14px;padding-left:18px}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:6px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
+th,td{padding:6px 8px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 thead th{color:var(--soft);font-weight:600;white-space:normal;vertical-align:bottom}
 th:first-child,tbody th{text-align:left;font-weight:600}
-tbody th{white-space:normal;min-width:200px;overflow-wrap:anywhere}
+tbody th{white-space:normal;min-width:170px;overflow-wrap:anywhere}
 th small{display:block;color:var(--soft);font-weight:400;margin-left:18px}
 td small{display:block;color:var(--soft)}
 tr:not(.learned) td{color:var(--soft)}

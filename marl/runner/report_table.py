@@ -10,7 +10,7 @@ import numpy as np
 
 from marl.evaluate import statistics
 from marl.evaluate.statistics import Interval
-from marl.runner.report_data import Collected, Curve, Floats, Method, MethodKind
+from marl.runner.report_data import Collected, Curve, Floats, Method, MethodKind, world_titles
 
 SHOWN = ("survival_s", "success", "speed_mps")
 KIND_ORDER: tuple[MethodKind, ...] = ("learned", "scripted", "random", "constant")
@@ -70,9 +70,13 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """All methods on one world. comparisons: by the positions of both methods in `rows` and the metric."""
+    """All methods on one world. comparisons: by the positions of both methods in `rows` and the metric.
+
+    world: the world with all its options.  title: short, and different for every section of the report.
+    """
 
     world: str
+    title: str
     rows: tuple[Summary, ...]
     comparisons: dict[tuple[int, int, str], Comparison]
     curves: tuple[Curve, ...]
@@ -129,10 +133,14 @@ def make_sections(collected: Collected, *, resamples: int = statistics.RESAMPLES
         by_world[method.world].append(method)
     for world in collected.curves:
         by_world.setdefault(world, [])
-    return [_section(world, methods, collected.curves.get(world, ()), resamples) for world, methods in by_world.items()]
+    titles = world_titles(by_world)
+    return [
+        _section(world, titles[world], methods, collected.curves.get(world, ()), resamples)
+        for world, methods in by_world.items()
+    ]
 
 
-def _section(world: str, methods: Sequence[Method], curves: Iterable[Curve], resamples: int) -> Section:
+def _section(world: str, title: str, methods: Sequence[Method], curves: Iterable[Curve], resamples: int) -> Section:
     rows = sorted((_summary(method, resamples) for method in methods), key=_rank)
     comparisons = {}
     for i, row in enumerate(rows):
@@ -141,7 +149,7 @@ def _section(world: str, methods: Sequence[Method], curves: Iterable[Curve], res
                 for metric in row.means:
                     if metric.startswith("return/") and metric in other.means:
                         comparisons[i, j, metric] = _compare(row.method, other.method, metric, resamples)
-    return Section(world, tuple(rows), comparisons, tuple(curves))
+    return Section(world, title, tuple(rows), comparisons, tuple(curves))
 
 
 def _rank(row: Summary) -> tuple[int, float, str]:

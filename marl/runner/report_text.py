@@ -137,7 +137,7 @@ def markdown(sections: Sequence[Section], notes: Sequence[str], command: str) ->
     lines = [f"<!-- made by `{command.replace('--', '- -')}`; edit nothing below by hand -->"]
     for section in sections:
         columns, table = summary_table(section)
-        lines += ["", f"### {markdown_text(section.world)}", ""]
+        lines += ["", f"### {markdown_text(section.title)}", "", markdown_text(section.world), ""]
         if table:
             lines += ["| " + " | ".join(markdown_text(c) for c in columns) + " |", "|" + " --- |" * len(columns)]
             for row, cells in zip(section.rows, table, strict=True):
@@ -170,7 +170,7 @@ def aggregate_rows(sections: Iterable[Section]) -> list[list[Cell]]:
             method = row.method
             for metric, mean in row.means.items():
                 iqm: tuple[Cell, ...] = row.iqms.get(metric, (None, None, None))
-                who: list[Cell] = [section.world, method.label, method.algorithm, method.kind, method.actions]
+                who: list[Cell] = [section.title, method.label, method.algorithm, method.kind, method.actions]
                 age: list[Cell] = [method.episodes_kind, *row.env_steps, row.n_seeds, row.n_episodes, row.preliminary]
                 seeds = row.seed_means[metric]
                 rows.append([*who, *age, metric, *mean, *iqm, float(seeds.min()), float(seeds.max())])
@@ -182,20 +182,20 @@ def comparison_rows(sections: Iterable[Section]) -> list[list[Cell]]:
     rows: list[list[Cell]] = [[*COMPARISONS]]
     for section in sections:
         for c in section.comparisons.values():
-            who: list[Cell] = [section.world, c.a.label, c.a.actions, c.b.label, c.b.actions, c.metric, c.episodes]
+            who: list[Cell] = [section.title, c.a.label, c.a.actions, c.b.label, c.b.actions, c.metric, c.episodes]
             rows.append([*who, *c.difference, *c.improvement])
     return rows
 
 
 def episode_rows(sections: Iterable[Section]) -> list[list[Cell]]:
     """episodes.csv: one line an episode of the evaluations that the tables use."""
-    methods = [row.method for section in sections for row in section.rows]
-    metrics = list(dict.fromkeys(name for m in methods for e in m.evaluations for name in e.episodes.metrics))
+    methods = [(section.title, row.method) for section in sections for row in section.rows]
+    metrics = list(dict.fromkeys(name for _, m in methods for e in m.evaluations for name in e.episodes.metrics))
     rows: list[list[Cell]] = [["world", "method", "seed", "env_steps", "kind", "greedy", "seed_index", *metrics]]
-    for method in methods:
+    for world, method in methods:
         for e in method.evaluations:
             columns = {name: e.episodes.column(name).tolist() for name in e.episodes.metrics}
-            who: list[Cell] = [method.world, method.label, e.seed, e.env_steps, e.kind, e.greedy]
+            who: list[Cell] = [world, method.label, e.seed, e.env_steps, e.kind, e.greedy]
             for i, index in enumerate(e.episodes.seed_index):
                 rows.append([*who, index, *(columns[name][i] if name in columns else None for name in metrics)])
     return rows

@@ -19,7 +19,7 @@ from marl.io.files import dumps
 from marl.runner import report as module
 from marl.runner.report import Report, build_report
 from marl.runner.report_curves import on_one_grid
-from marl.runner.report_data import Curve, method_kind, world_name
+from marl.runner.report_data import Curve, method_kind, world_name, world_titles
 from marl.runner.report_svg import ticks
 from marl.runner.report_text import csv_text, interval_text, markdown_text, number
 
@@ -291,7 +291,9 @@ def test_the_last_checkpoint_and_test_episodes_are_preferred(tmp_path: Path) -> 
     (row,) = made.sections[0].rows
     assert row.env_steps == (200, 200)
     assert row.method.episodes_kind == "test"
-    assert "seeds 1 have no test episodes" in made.files["report.html"].read_text()
+    page = made.files["report.html"].read_text()
+    assert "seeds 1 have no test episodes" in page
+    assert "of test episodes at several checkpoints" in page
 
 
 def test_validation_episodes_are_called_so(tmp_path: Path) -> None:
@@ -484,7 +486,14 @@ def test_kinds_of_methods_follow_from_the_algorithms_name(algorithm: str, kind: 
 
 def test_world_names_list_options_in_order() -> None:
     assert world_name({"id": "w", "b": 2, "a": "x", "observation": "y"}) == "w (a=x, b=2)"
-    assert world_name({"id": "w"}) == "w"
+    assert world_name({"id": "w", "time_limit": "terminated"}) == "w"
+
+
+def test_world_titles_show_what_differs() -> None:
+    assert world_titles(["w (a=x, b=2)"]) == {"w (a=x, b=2)": "w"}
+    found = world_titles(["w (a=x, b=2)", "w (a=y, b=2)", "w (a=y, b=2, c=1)", "w"])
+    assert list(found.values()) == ["w, a=x, b=2", "w, a=y, b=2", "w, a=y, b=2, c=1", "w"]
+    assert list(world_titles(["w (a=x, b=2)", "w (a=y, b=2)"]).values()) == ["w, a=x", "w, a=y"]
 
 
 def test_numbers_show_two_digits_of_their_uncertainty() -> None:
