@@ -46,15 +46,25 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Play fresh episodes with a trained run."""
+    """Play fresh episodes with a trained run, or with an experiment in which nobody learns."""
     from marl.runner.runs import resolve_run
 
+    if args.run.endswith((".yaml", ".yml")):
+        from marl.runner.load import load_experiment
+
+        config = load_experiment(args.run).config
+        if not args.json:
+            say(f"evaluating {config.name}; starting JAX")
+        from marl.runner.evaluate import evaluate_experiment
+
+        config = config.model_copy(update={"runs_dir": args.runs_dir})
+        return evaluate_experiment(config, episodes=args.episodes, greedy=args.greedy, as_json=args.json)
     folder = resolve_run(args.run, Path(args.runs_dir))
     if not args.json:
         say(f"evaluating {folder}; starting JAX")
     from marl.runner.evaluate import evaluate as run
 
-    return run(str(folder), episodes=args.episodes, greedy=args.greedy, as_json=args.json)
+    return run(str(folder), episodes=args.episodes, greedy=args.greedy, best=args.best, as_json=args.json)
 
 
 def render(args: argparse.Namespace) -> int:
@@ -77,7 +87,7 @@ def report(args: argparse.Namespace) -> int:
     """Compare runs."""
     from marl.runner.report import report as run
 
-    return run(args.runs, args.output, runs_dir=args.runs_dir)
+    return run(args.runs, args.output, runs_dir=args.runs_dir, as_json=args.json)
 
 
 def list(args: argparse.Namespace) -> int:

@@ -60,15 +60,18 @@ class TrainingLoop:
         self._retry_wait = RETRY_CHECKPOINT_S[0]
         self._session_start = time.perf_counter()
         self._wall_before = progress.wall_s
-        self._device_s = 0.0
+        self.device_s = 0.0
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
-    def run(self, state: FusedState) -> tuple[FusedState, str]:
+    def run(self, state: FusedState, *, save: bool = True) -> tuple[FusedState, str]:
         """Train until a stop rule holds or the run is asked to stop. Returns the last state and why it ended.
+
+        save: write checkpoints (a benchmark does not).
 
         Raises: RunError if every seed has diverged; CheckpointError if the final checkpoint cannot be written.
         """
+        self._session_start, self.device_s = time.perf_counter(), 0.0
         reason = self._reached()
         rows: list[Row] = []
         while reason is None:
@@ -77,20 +80,20 @@ class TrainingLoop:
             self._write(rows)  # the previous dispatch's rows, while the device works on this one
             host: DispatchResult = jax.device_get(result)
             elapsed = time.perf_counter() - started
-            self._device_s += elapsed
+            self.device_s += elapsed
             self._count(host)
             rows = self._train_rows(host, elapsed)
             self._check_finite(host)
             reason = "interrupted" if self.should_stop() else self._reached()
             evaluate = self._due(self.config.evaluate.every, "evaluations")
-            save = self._due(self.config.checkpoint.every, "checkpoints")
-            if evaluate or save or reason is not None:
+            checkpoint = self._due(self.config.checkpoint.every, "checkpoints")
+            if evaluate or checkpoint or reason is not None:
                 self._write(rows)
                 rows = []
                 if (evaluate or reason not in (None, "interrupted")) and self.evaluator is not None:
                     self.evaluate(state)
                     reason = reason or self._return_reached()
-                if save or reason is not None:
+                if save and (checkpoint or reason is not None):
                     self._checkpoint(state, final=reason is not None)
         return state, reason
 
@@ -157,7 +160,7 @@ class TrainingLoop:
             row["perf/env_steps_per_s"] = float(result.env_steps.sum()) / elapsed
             row["perf/agent_steps_per_s"] = float(result.agent_steps.sum()) / elapsed
             row["perf/updates_per_s"] = sum(int(u[index]) for u in result.updates.values()) / elapsed
-            row["perf/host_share"] = max(0.0, 1.0 - self._device_s / session)
+            row["perf/host_share"] = max(0.0, 1.0 - self.device_s / session)
             row["perf/memory_mb"] = memory_mb
             rows.append(row)
         return rows
@@ -206,7 +209,9 @@ class TrainingLoop:
         latest = []
         for index in range(len(self.fused.seeds)):
             params = self.fused.published(state, index)
+            started = time.perf_counter()
             result = self.evaluator.run(params, "validation", episodes)
+            self.device_s += time.perf_counter() - started
             value = mean_return(result)
             latest.append(value)
             row = {**self._header("eval", index, time.time()), **evaluation_row(result)}

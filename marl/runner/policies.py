@@ -15,6 +15,7 @@ from marl.core.collect import restrict
 from marl.core.errors import UserError
 from marl.core.types import ByRole, TimeStep, Tree
 from marl.io.checkpoint import load_arrays, save_arrays
+from marl.io.files import read_json
 from marl.runner.load import load_experiment
 from marl.runner.plan import Plan, make_plan
 from marl.runner.runs import resolve_run
@@ -26,20 +27,30 @@ def save_policy(folder: Path, params: Mapping[str, Tree], header: dict[str, Any]
     save_arrays(folder, host, header)
 
 
+def seed_folder(run: Path, seed: int) -> Path:
+    """Where a seed's own files lie: `seed_<n>/` in a group, the run folder itself otherwise."""
+    own = run / f"seed_{seed}"
+    return own if own.is_dir() else run
+
+
+def run_seeds(run: Path) -> list[int]:
+    """The training seeds of a run, from its meta.json."""
+    return [int(seed) for seed in read_json(run / "meta.json")["seeds"]]
+
+
 def policy_folder(run: Path, seed: int | None = None, which: str = "policy") -> Path:
     """Where the policy of a seed lies: `policy/` for a run of one seed, `seed_<n>/policy/` for a group.
 
-    Raises: UserError naming the seeds there are when the one asked for is not among them.
+    Raises: UserError if the run has no such seed, or has not reached its first checkpoint.
     """
-    if (run / which).is_dir():
-        return run / which
-    groups = {int(p.parent.name.removeprefix("seed_")): p for p in run.glob(f"seed_*/{which}") if p.is_dir()}
-    if not groups:
+    seeds = run_seeds(run)
+    chosen = seeds[0] if seed is None else seed
+    if chosen not in seeds:
+        raise UserError(f"{run} has no seed {chosen}; it has {', '.join(map(str, seeds))}")
+    folder = seed_folder(run, chosen) / which
+    if not folder.is_dir():
         raise UserError(f"{run} holds no {which}/ yet: it is written at the first checkpoint")
-    chosen = min(groups) if seed is None else seed
-    if chosen not in groups:
-        raise UserError(f"{run} has no seed {chosen}; it has {', '.join(map(str, sorted(groups)))}")
-    return groups[chosen]
+    return folder
 
 
 def load_run_policy(

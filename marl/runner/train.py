@@ -42,11 +42,12 @@ def train(config: ExperimentConfig, *, runs_dir: str | None = None, quiet: bool 
         panel.phase("building", f"{config.env.id}, {algorithms(config)}")
         use_compilation_cache(config)
         plan = make_plan(config)
+        if not plan.learners:
+            raise ConfigError("nobody learns in this experiment; to measure it: marl evaluate CONFIG")
         config = resolved(plan)
         run_dir = create_run_folder(Path(runs_dir or config.runs_dir), config.name)
         with RunLock(run_dir, notice=say):
-            (run_dir / "config.yaml").write_text(resolved_yaml(config))
-            write_json_atomic(run_dir / "meta.json", _meta(config, plan))
+            start_run_folder(run_dir, config, plan, status="running")
             return _run(config, plan, run_dir, panel)
 
 
@@ -111,11 +112,13 @@ def _limits(config: ExperimentConfig) -> dict[str, float | None]:
     return {"env_steps": stop.env_steps, "wall_time": stop.wall_time, "return": stop.return_}
 
 
-def _meta(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
-    return {
+def start_run_folder(run_dir: Path, config: ExperimentConfig, plan: Plan, *, status: str) -> None:
+    """Write config.yaml and meta.json: what the run is, what made it, where."""
+    (run_dir / "config.yaml").write_text(resolved_yaml(config))
+    meta = {
         "format": 1,
         "name": config.name,
-        "status": "running",
+        "status": status,
         "seeds": list(config.seed_list),
         "algorithm": algorithms(config),
         "env": {"id": config.env.id, **config.env.options},
@@ -126,6 +129,7 @@ def _meta(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
         "machine": machine(),
         "created": round(time.time(), 3),
     }
+    write_json_atomic(run_dir / "meta.json", meta)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,184 @@
+"""`marl bench`: our own env steps per second, and where the time of a training run goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from marl import envs
+from marl.agents.scripted.policies import Random
+from marl.core.algorithm import Policy
+from marl.core.collect import collect, init_lanes
+from marl.core.env import AnyEnvironment
+from marl.core.prng import stream
+from marl.core.types import Tree
+from marl.io.console import next_commands, say
+from marl.io.jsonl import JsonlSink
+from marl.io.metrics import Sinks
+from marl.io.tensorboard import TensorBoardSink
+from marl.runner.build import build_fused, resolved
+from marl.runner.listing import table
+from marl.runner.load import load_experiment, resolved_yaml
+from marl.runner.loop import TrainingLoop
+from marl.runner.origin import code_commit, machine
+from marl.runner.plan import make_plan
+from marl.runner.progress import Progress
+from marl.runner.train import use_compilation_cache
+
+REPEATS = 5
+WINDOW_S = 2.0
+ENV_LANES, ENV_ROWS = 64, 64
+
+
+def bench(what: str, *, as_json: bool = False) -> int:
+    """Measure a world (uniform random actions) or an experiment, print a table or one JSON object.
+
+    Every figure is the median of REPEATS windows with its spread; compile time is left out and said apart.
+    Raises: UserError if there is no such world or experiment.
+    """
+    known = what in envs.REGISTRY.names() or (":" in what and not Path(what).is_file())
+    result = _bench_env(envs.REGISTRY.resolve(what)()) if known else _bench_experiment(what)
+    result = {"what": what, **result, "machine": machine(), "load": os.getloadavg()[0], "commit": code_commit()}
+    if as_json:
+        say(json.dumps(result, indent=2))
+        return 0
+    rows = [
+        {"measure": name, **values}
+        for name, values in result.items()
+        if isinstance(values, dict) and "median" in values
+    ]
+    say(table(rows))
+    if "shares" in result:
+        say("shares of wall time: " + ", ".join(f"{name} {share:.1%}" for name, share in result["shares"].items()))
+    say(f"{result['setting']}; {REPEATS} windows; load {result['load']:.1f} on {result['machine']['cores']} cores")
+    next_commands([f"marl bench {what} --json"])
+    return 0
+
+
+def _windows(step: Callable[[], int]) -> list[float]:
+    """`step` (which says how many env steps it did) repeated for WINDOW_S, REPEATS times: env steps per second."""
+    step()
+    rates = []
+    for _ in range(REPEATS):
+        done, started = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < WINDOW_S:
+            done += step()
+        rates.append(done / elapsed)
+    return rates
+
+
+def _spread(rates: list[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(rates), 1), "min": round(min(rates), 1), "max": round(max(rates), 1)}
+
+
+def _collector(
+    env: AnyEnvironment, policies: dict[str, Policy], params: dict[str, Tree], lanes_count: int, rows: int
+) -> Callable[[], int]:
+    """A function that steps lanes for `rows` rows and returns how many env steps that were."""
+    keys = jax.random.split(stream(0, "bench"), lanes_count)
+    lanes = jax.jit(lambda p, k: init_lanes(env, policies, p, k))(params, keys)
+
+    def run(params: dict[str, Tree], lanes: Any) -> Any:
+        after, rollout = collect(env, policies, params, lanes, rows)
+        return after, (~rollout.step.last[:-1]).sum()
+
+    compiled = jax.jit(run, donate_argnums=1)
+
+    def step() -> int:
+        nonlocal lanes
+        lanes, done = compiled(params, lanes)
+        return int(done)
+
+    return step
+
+
+def _random(env: AnyEnvironment) -> dict[str, Policy]:
+    return {"random": Random(Random.Config(), env.roles)}
+
+
+def _bench_env(env: AnyEnvironment) -> dict[str, Any]:
+    rates = _windows(_collector(env, _random(env), {"random": ()}, ENV_LANES, ENV_ROWS))
+    agents = sum(spec.size for spec in env.roles)
+    return {
+        "setting": f"{ENV_LANES} lanes, uniform random actions, resets included, {agents} agents",
+        "env_steps_per_s": _spread(rates),
+    }
+
+
+def _bench_experiment(name: str) -> dict[str, Any]:
+    config = load_experiment(name).config
+    use_compilation_cache(config)
+    plan = make_plan(config)
+    config = resolved(plan)
+    fused = build_fused(config, plan)
+    state = fused.init()
+    started = time.perf_counter()
+    fused.compile(state)
+    compile_s = time.perf_counter() - started
+    params = fused.published(state, 0)
+    lanes = fused.num_envs * len(fused.seeds)
+    world = _windows(_collector(plan.env, _random(plan.env), {"random": ()}, lanes, fused.tick))
+    acting = _windows(_collector(plan.env, dict(plan.policies), params, lanes, fused.tick))
+    with tempfile.TemporaryDirectory() as folder:
+        training, host = _train_windows(config, fused, state, Path(folder))
+    per_step = {name: 1.0 / statistics.median(rates) for name, rates in (("world", world), ("acting", acting))}
+    total = 1.0 / statistics.median(training)
+    device = 1.0 - host
+    world_share = min(per_step["world"] / total, device)
+    inference = max(0.0, min(per_step["acting"] / total, device) - world_share)
+    return {
+        "setting": f"{fused.num_envs} lanes x {len(fused.seeds)} seeds, {fused.rows_per_dispatch()} rows a dispatch",
+        "env_steps_per_s": _spread(training),
+        "world_only_env_steps_per_s": _spread(world),
+        "acting_env_steps_per_s": _spread(acting),
+        "compile_s": round(compile_s, 1),
+        "shares": {
+            "world": world_share,
+            "inference": inference,
+            "update": max(0.0, device - world_share - inference),
+            "host": host,
+        },
+    }
+
+
+def _train_windows(config: Any, fused: Any, state: Any, folder: Path) -> tuple[list[float], float]:
+    """Env steps per second of the training loop with its sinks, window by window, and the host's share of the time."""
+    metrics = JsonlSink(folder / "metrics.jsonl", 0)
+    board = TensorBoardSink(folder, list(fused.seeds), resolved_yaml(config), {})
+    deadline = 0.0
+    endless = config.model_copy(
+        update={
+            "stop": config.stop.model_copy(update={"env_steps": None, "wall_time": None, "return_": None}),
+            "evaluate": config.evaluate.model_copy(update={"every": None}),
+            "checkpoint": config.checkpoint.model_copy(update={"every": None}),
+        }
+    )
+    loop = TrainingLoop(
+        endless,
+        fused,
+        None,
+        folder,
+        Sinks([metrics, board]),
+        metrics,
+        Progress.start(len(fused.seeds)),
+        {},
+        should_stop=lambda: time.perf_counter() >= deadline,
+    )
+    rates, hosts = [], []
+    for _ in range(REPEATS):
+        before, started = sum(loop.progress.env_steps), time.perf_counter()
+        deadline = started + WINDOW_S
+        state, _ = loop.run(state, save=False)
+        elapsed = time.perf_counter() - started
+        rates.append((sum(loop.progress.env_steps) - before) / elapsed)
+        hosts.append(max(0.0, 1.0 - loop.device_s / elapsed))
+    loop.sinks.close()
+    return rates, statistics.median(hosts)
