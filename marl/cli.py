@@ -138,6 +138,7 @@ def _report(parser: Parser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="where to write (default: plots/ of one run, report/ for several)"
     )
+    _json(parser)
 
 
 def _check(parser: Parser) -> None:

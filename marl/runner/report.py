@@ -11,13 +11,13 @@ from typing import NamedTuple
 from marl.core.errors import UserError
 from marl.evaluate import statistics
 from marl.io import console
-from marl.io.files import write_failure, write_text_atomic
+from marl.io.files import dumps, write_failure, write_text_atomic
 from marl.runner import report_text as text
 from marl.runner.report_curves import curve_series
 from marl.runner.report_data import Collected, collect_runs
 from marl.runner.report_html import page
 from marl.runner.report_svg import N_COLOURS
-from marl.runner.report_table import Section, make_sections
+from marl.runner.report_table import REFERENCES, Section, make_sections
 from marl.runner.runs import resolve_run
 
 
@@ -28,7 +28,7 @@ class Report(NamedTuple):
     files: dict[str, Path]
 
 
-def report(runs: Sequence[str], out: str | None = None, *, runs_dir: str = "runs") -> int:
+def report(runs: Sequence[str], out: str | None = None, *, runs_dir: str = "runs", as_json: bool = False) -> int:
     """Report on runs (paths, ids, names, `latest`), evaluation files and folders of them; print the table. Returns 0.
 
     out: the folder to write; by default `plots/` of the run if there is one run, else `report/` here.
@@ -38,14 +38,18 @@ def report(runs: Sequence[str], out: str | None = None, *, runs_dir: str = "runs
     folder = paths[0] / "plots" if len(paths) == 1 and paths[0].is_dir() else Path("report")
     folder = folder if out is None else Path(out)
     made = build_report(paths, folder, command=shlex.join(["marl", "report", *runs]))
+    if as_json:
+        console.say(dumps(_as_json(made), indent=2))
+        return 0
     for section in made.sections:
         console.say(section.title)
-        for line in _plain_table(section):
+        for line in [*_plain_table(section), *text.findings(section)]:
             console.say(f"  {line}")
-        for sentence in text.findings(section):
-            console.say(f"  {sentence}")
-    console.say(f"report: {made.files['report.html']}")
     console.say(f"tables: {', '.join(sorted(p.name for p in made.files.values() if p.suffix != '.html'))} in {folder}")
+    untested = {row.method.label for s in made.sections for row in s.rows if row.method.episodes_kind == "validation"}
+    commands = [shlex.join(["marl", "evaluate", run]) for run, path in zip(runs, paths, strict=True) if path.is_dir()]
+    commands = commands if untested or not any(s.rows for s in made.sections) else []
+    console.next_commands([*commands, shlex.join(["xdg-open", str(made.files["report.html"])])])
     return 0
 
 
@@ -126,3 +130,38 @@ def _plain_table(section: Section) -> list[str]:
     rows = [columns, *([name, *cells[1:]] for name, cells in zip(names, table, strict=True))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _as_json(made: Report) -> dict[str, object]:
+    worlds = []
+    for section in made.sections:
+        methods = []
+        for i, row in enumerate(section.rows):
+            asked = ((kind, section.verdict(i, kind, metric)) for kind in REFERENCES for metric in section.returns)
+            methods.append(
+                {
+                    "method": row.method.label,
+                    "algorithm": row.method.algorithm,
+                    "actions": row.method.actions,
+                    "episodes_kind": row.method.episodes_kind,
+                    "env_steps": row.env_steps,
+                    "seeds": row.n_seeds,
+                    "episodes": row.n_episodes,
+                    "preliminary": row.preliminary,
+                    "metrics": {name: interval._asdict() for name, interval in row.means.items()},
+                    "iqm": {name: interval._asdict() for name, interval in row.iqms.items()},
+                    "beats": [
+                        {
+                            "kind": kind,
+                            "answer": verdict.answer,
+                            "best": verdict.against.b.label,
+                            "metric": verdict.against.metric,
+                            "difference": verdict.against.difference._asdict(),
+                        }
+                        for kind, verdict in asked
+                        if verdict is not None
+                    ],
+                }
+            )
+        worlds.append({"title": section.title, "world": section.world, "methods": methods})
+    return {"files": {name: str(path) for name, path in made.files.items()}, "worlds": worlds}

@@ -464,6 +464,10 @@ def test_the_command_prints_the_table_and_where_things_are(
     assert "x (preliminary)" in shown
     assert module.report(["x"], str(tmp_path / "there"), runs_dir=str(tmp_path / "runs")) == 0
     assert (tmp_path / "there/aggregate.csv").is_file()
+    capsys.readouterr()
+    assert module.report(["x"], runs_dir=str(tmp_path / "runs"), as_json=True) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["worlds"][0]["methods"][0]["seeds"] == 2
     with pytest.raises(UserError):
         module.report(["nothing_like_it"], runs_dir=str(tmp_path / "runs"))
 
