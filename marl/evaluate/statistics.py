@@ -138,7 +138,14 @@ def share_interval(interval: Interval, n_episodes: int, *, level: float = LEVEL)
     return Interval(1.0, 1.0 - bound, 1.0) if interval == (1.0, 1.0, 1.0) else interval
 
 
-def difference(
+class Comparison(NamedTuple):
+    """A against B: the interval of mean(A) - mean(B), and the probability that a run of A scores above a run of B."""
+
+    difference: Interval
+    improvement: Interval
+
+
+def compare(
     a: ArrayLike,
     b: ArrayLike,
     *,
@@ -146,35 +153,24 @@ def difference(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
-) -> Interval:
-    """Interval of mean(A) - mean(B), training seeds of A and of B drawn independently.
+) -> Comparison:
+    """Compare two methods; their training seeds are drawn independently, and a run's score is its mean over episodes.
 
-    a: `[n_seeds_a, n_episodes]`.  b: `[n_seeds_b, n_episodes]`.  paired: column e is the same held-out episode in
-    both, so an episode that is hard for both drops out of the difference. Unpaired, the numbers of episodes may differ.
+    a: `[n_seeds_a, n_episodes]`.  b: `[n_seeds_b, n_episodes]`.  paired: column e is the same held-out episode in both,
+    so an episode that is hard for both drops out of the difference. Unpaired, the numbers of episodes may differ.
+    With one run on each side the probability can only be 0, 1/2 or 1.
     Raises: ShapeError if paired tables have different numbers of episodes.
     """
     first, second = _pair(a, b, paired)
     runs_a, runs_b = _resampled_runs(first, second, paired, resamples, seed)
-    return _interval(float(first.mean() - second.mean()), runs_a.mean(axis=1) - runs_b.mean(axis=1), level)
-
-
-def improvement(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    paired: bool = True,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> Interval:
-    """Probability of improvement of A over B with its interval; a run's score is its mean over episodes.
-
-    a, b, paired: as in `difference`. With one run on each side the value can only be 0, 1/2 or 1.
-    """
-    first, second = _pair(a, b, paired)
-    runs_a, runs_b = _resampled_runs(first, second, paired, resamples, seed)
-    value = probability_of_improvement(first.mean(axis=1), second.mean(axis=1))
-    return _interval(value, _wins(runs_a, runs_b).mean(axis=(1, 2)), level)
+    return Comparison(
+        _interval(float(first.mean() - second.mean()), runs_a.mean(axis=1) - runs_b.mean(axis=1), level),
+        _interval(
+            probability_of_improvement(first.mean(axis=1), second.mean(axis=1)),
+            _wins(runs_a, runs_b).mean(axis=(1, 2)),
+            level,
+        ),
+    )
 
 
 def curve_band(

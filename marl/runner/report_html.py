@@ -50,7 +50,8 @@ def page(
         links = (f"<a href='#w{i}'>{escape(s.title)}</a>" for i, s in enumerate(sections))
         body.append(f"<nav>{' '.join(links)}</nav>")
     for i, section in enumerate(sections):
-        about = f"<h2>{escape(section.title)}</h2><p class='meta about'>{escape(section.world)}</p>"
+        about = f"<h2>{escape(section.title)}</h2>"
+        about += f"<p class='meta about'>{escape(section.world)}</p>" if section.world != section.title else ""
         body.append(f"<section id='w{i}'>{about}")
         body += _section(section, series.get(section.world, {}), colours)
         body.append("</section>")
@@ -76,7 +77,7 @@ def _section(section: Section, series: Mapping[str, Sequence[Series]], colours: 
             bars = [_bar(row, metric, colours) for row in section.rows if metric in row.means]
             name = heading(metric) if len(section.returns) > 1 else "return"
             title = f"{name} of an episode: mean with 95 % interval; small strokes are training seeds"
-            parts.append(f"<figure>{svg.forest(title, bars)}</figure>")
+            parts.append(f"<figure class='scroll wide'>{svg.forest(title, bars)}</figure>")
         parts.append(_table(section, colours))
         parts += [_matrix(section, metric) for metric in section.returns]
         parts.append(_terms(section))

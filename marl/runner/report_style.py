@@ -35,6 +35,7 @@ nav a{border:1px solid var(--line);border-radius:14px;padding:2px 12px;color:inh
 font-size:13px}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px 22px;margin-top:18px}
 figure{margin:0}
+.wide>svg{min-width:760px}
 svg{display:block;width:100%;height:auto;font-family:inherit}
 .about{margin:-8px 0 10px}
 .findings{margin:0 0 14px;padding-left:18px}
@@ -47,7 +48,7 @@ tbody th{white-space:normal;min-width:170px;overflow-wrap:anywhere}
 th small{display:block;color:var(--soft);font-weight:400;margin-left:18px}
 td small{display:block;color:var(--soft)}
 tr:not(.learned) td{color:var(--soft)}
-.matrix td{color:var(--ink)}
+.matrix tr td,.matrix td small{color:var(--ink)}
 th i,.chip i{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:8px}
 .b-base{background:var(--base)}
 .mark{border:1px solid var(--open);color:var(--open);border-radius:9px;padding:0 7px;font-size:11px;font-weight:400;

@@ -175,11 +175,5 @@ def _compare(a: Method, b: Method, metric: str, resamples: int) -> Comparison:
     shared = np.intersect1d(a.index, b.index) if a.episodes_kind == b.episodes_kind else a.index[:0]
     paired = len(shared) > 1
     first, second = (m.scores(metric, shared if paired else None) for m in (a, b))
-    return Comparison(
-        a,
-        b,
-        metric,
-        statistics.difference(first, second, paired=paired, resamples=resamples),
-        statistics.improvement(first, second, paired=paired, resamples=resamples),
-        len(shared) if paired else 0,
-    )
+    found = statistics.compare(first, second, paired=paired, resamples=resamples)
+    return Comparison(a, b, metric, found.difference, found.improvement, len(shared) if paired else 0)

@@ -44,7 +44,7 @@ def test_probability_of_improvement_agrees_with_mann_whitney() -> None:
 def test_probability_of_improvement_of_swapped_sides_sums_to_one() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(4, 8)), rng.normal(size=(3, 8))
-    assert st.improvement(a, b).value + st.improvement(b, a).value == pytest.approx(1.0)
+    assert st.compare(a, b).improvement.value + st.compare(b, a).improvement.value == pytest.approx(1.0)
 
 
 def test_bootstrap_over_one_run_agrees_with_scipy_percentile_bootstrap() -> None:
@@ -138,7 +138,7 @@ def test_paired_difference_removes_what_both_share() -> None:
     rng = np.random.default_rng(9)
     hard = 10.0 * rng.normal(size=(1, 64))  # episodes differ far more than methods
     a, b = hard + 1.0 + 0.1 * rng.normal(size=(5, 64)), hard + 0.1 * rng.normal(size=(1, 64))
-    paired, unpaired = st.difference(a, b), st.difference(a, b, paired=False)
+    paired, unpaired = st.compare(a, b).difference, st.compare(a, b, paired=False).difference
     assert paired.value == unpaired.value == pytest.approx(1.0, abs=0.05)
     assert 0.8 < paired.low < paired.high < 1.2
     assert unpaired.low < 0.0 < unpaired.high
@@ -146,17 +146,17 @@ def test_paired_difference_removes_what_both_share() -> None:
 
 def test_difference_of_a_method_with_itself_keeps_only_the_luck_of_seeds() -> None:
     scores = np.random.default_rng(10).normal(size=(1, 32))
-    assert st.difference(scores, scores) == (0.0, 0.0, 0.0)
+    assert st.compare(scores, scores).difference == (0.0, 0.0, 0.0)
 
 
 def test_unpaired_difference_takes_different_numbers_of_episodes() -> None:
-    found = st.difference(np.ones((3, 4)), np.zeros((1, 9)), paired=False)
-    assert found == (1.0, 1.0, 1.0)
+    found = st.compare(np.ones((3, 4)), np.zeros((1, 9)), paired=False)
+    assert found.difference == (1.0, 1.0, 1.0)
 
 
 def test_improvement_interval_spans_zero_to_one_for_a_coin_flip_of_two_runs() -> None:
     a = np.array([[0.0], [2.0]])
-    assert st.improvement(a, [[1.0]]) == (0.5, 0.0, 1.0)
+    assert st.compare(a, [[1.0]]).improvement == (0.5, 0.0, 1.0)
 
 
 def test_same_seed_same_interval_and_other_seed_nearly_the_same() -> None:
@@ -202,4 +202,4 @@ def test_bad_stacks_of_tables_are_refused(bad: object) -> None:
 
 def test_paired_tables_of_unequal_length_are_refused() -> None:
     with pytest.raises(ShapeError, match="same episodes"):
-        st.difference(np.ones((1, 3)), np.ones((1, 4)))
+        st.compare(np.ones((1, 3)), np.ones((1, 4)))
