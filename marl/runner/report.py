@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from marl.core.errors import UserError
 from marl.evaluate import statistics
+from marl.evaluate.records import write_evaluations
 from marl.io import console
 from marl.io.files import dumps, write_failure, write_text_atomic
 from marl.runner import report_text as text
@@ -67,8 +68,10 @@ def build_report(
     resamples: int = statistics.RESAMPLES,
     now: datetime.datetime | None = None,
 ) -> Report:
-    """Write report.html, table.md and four CSV files into `out`, from run folders and evaluation files.
+    """From run folders and evaluation files: report.html, table.md, four CSV files and evaluations.json in `out`.
 
+    evaluations.json holds the records behind the tables: a report on it alone gives the same tables, so this is the
+    file to commit.
     command: shown on the page.  now: the date on the page.
     Raises: UserError as `collect_runs`, and where `out` cannot be written; RunError if the disk is full.
     """
@@ -95,7 +98,12 @@ def build_report(
         "episodes.csv": text.csv_text(text.episode_rows(sections)),
         "curves.csv": text.csv_text(text.curve_rows(flat)),
     }
-    return Report(sections, _write(out, texts))
+    files = _write(out, texts)
+    files["evaluations.json"] = out / "evaluations.json"
+    write_evaluations(
+        files["evaluations.json"], [e for s in sections for row in s.rows for e in row.method.evaluations]
+    )
+    return Report(sections, files)
 
 
 def _write(out: Path, texts: Mapping[str, str]) -> dict[str, Path]:

@@ -110,6 +110,12 @@ def test_tables_hold_the_numbers_of_the_records(make: Any, whole: Report) -> Non
     assert [int(r["env_steps"]) for r in curves if r["seed"] == "mean"] == [16_384 * n for n in range(5, 31, 5)]
 
 
+def test_the_records_that_it_leaves_give_the_same_tables(make: Any, whole: Report, tmp_path: Path) -> None:
+    again = make.report([whole.files["evaluations.json"]], tmp_path / "again")
+    for name in ("aggregate.csv", "comparisons.csv", "episodes.csv"):
+        assert again.files[name].read_bytes() == whole.files[name].read_bytes()
+
+
 def test_markdown_has_a_row_for_every_method(whole: Report) -> None:
     text = whole.files["table.md"].read_text()
     table = [line for line in text.splitlines() if line.startswith("|")]
