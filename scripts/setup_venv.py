@@ -100,9 +100,16 @@ def make_environment(venv: Path, python: str) -> None:
         raise SetupError(f"cannot make {venv}: {last_line(output)}", 1)
 
 
-def last_line(text: str, prefix: str = "") -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip().startswith(prefix)]
+def last_line(text: str, *prefixes: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith(prefixes or "")]
     return lines[-1] if lines else "no message"
+
+
+def progress(log_path: Path) -> str:
+    """What pip is doing, in a few words."""
+    text = log_path.read_text(errors="replace")
+    line = last_line(text, "Collecting", "Downloading", "Building", "Installing", "Preparing")
+    return line if len(line) <= 70 else f"{line[:67]}..."
 
 
 def install(venv: Path, root: Path, extras: str, constraints: Path) -> None:
@@ -111,7 +118,7 @@ def install(venv: Path, root: Path, extras: str, constraints: Path) -> None:
     target = f"{root}[{extras}]" if extras else str(root)
     command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     command += ["-c", str(constraints), "-e", target]
-    environment = {**os.environ, "PIP_USER": "0", "PIP_NO_COLOR": "1"}
+    environment = {"PIP_RETRIES": "2", **os.environ, "PIP_USER": "0", "PIP_NO_COLOR": "1"}
     with log_path.open("w") as log:
         pip = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=root, env=environment)
         began = time.monotonic()
@@ -121,7 +128,7 @@ def install(venv: Path, root: Path, extras: str, constraints: Path) -> None:
                     code = pip.wait(timeout=NOTICE_EVERY_S)
                     break
                 except subprocess.TimeoutExpired:
-                    say(f"installing, {time.monotonic() - began:.0f} s: {last_line(log_path.read_text())[:80]}")
+                    say(f"installing, {time.monotonic() - began:.0f} s: {progress(log_path)}")
         except KeyboardInterrupt:
             pip.terminate()
             pip.wait()
@@ -130,7 +137,11 @@ def install(venv: Path, root: Path, extras: str, constraints: Path) -> None:
         text = log_path.read_text(errors="replace")
         error = last_line(text, "ERROR:").removeprefix("ERROR:").strip()
         if any(word in text for word in OFFLINE):
-            raise SetupError(f"the package registry cannot be reached (pip: {error}); pip's log: {log_path}", 1)
+            raise SetupError(
+                "the package registry cannot be reached; check the network, or the registry that pip is configured "
+                f"for, and start again; pip's log: {log_path}",
+                1,
+            )
         raise SetupError(f"installing failed (pip: {error}); pip's log: {log_path}", 1)
 
 
