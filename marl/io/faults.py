@@ -3,7 +3,7 @@
 A point does nothing unless the environment variable `MARL_FAULT` names it. The form is `<point>[:<n>|<n>+][:<action>]`:
 `checkpoint.rename:2:kill` kills this process at the second time the point is passed, `metrics.flush:3+:enospc` makes
 every flush from the third on fail as a full disk does. Without a number the first pass is meant, without an action
-`kill`.
+`kill`. The actions `int` and `term` send this process the signal of Ctrl-C or of a job scheduler, and go on.
 
 Points: checkpoint.arrays (half of the arrays written), checkpoint.manifest (before the manifest), checkpoint.rename
 (before the folder gets its name), checkpoint.latest (before the pointer moves), policy.arrays, metrics.write,
@@ -17,7 +17,8 @@ import errno
 import os
 import signal
 
-ACTIONS = {"kill": 0, "enospc": errno.ENOSPC, "eacces": errno.EACCES}
+SIGNALS = {"kill": signal.SIGKILL, "int": signal.SIGINT, "term": signal.SIGTERM}
+ERRORS = {"enospc": errno.ENOSPC, "eacces": errno.EACCES}
 
 _hits: dict[str, int] = {}
 
@@ -34,10 +35,10 @@ def fault_point(name: str) -> None:
     _hits[name] = hits = _hits.get(name, 0) + 1
     if hits < number or (hits > number and not repeated):
         return
-    if action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    code = ACTIONS[action]
-    raise OSError(code, os.strerror(code), f"<injected at {name}>")
+    if action in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[action])
+        return
+    raise OSError(ERRORS[action], os.strerror(ERRORS[action]), f"<injected at {name}>")
 
 
 def parse_fault(text: str) -> tuple[int, bool, str]:
@@ -47,7 +48,7 @@ def parse_fault(text: str) -> tuple[int, bool, str]:
     """
     number, repeated, action = 1, False, "kill"
     for part in text.split(":")[1:]:
-        if part in ACTIONS:
+        if part in SIGNALS or part in ERRORS:
             action = part
         else:
             number, repeated = int(part.removesuffix("+")), part.endswith("+")

@@ -105,8 +105,8 @@ def _palette(frames: Sequence[Frame]) -> Image.Image:
 def _write_mp4(path: Path, frames: Sequence[Frame], fps: float) -> None:
     """H.264 in yuv420p, which every player takes; an odd edge is doubled, as the format needs even sizes.
 
-    The encoder is started without a fork of this process (JAX has threads), in a process group of its own, so that Ctrl-C
-    reaches this process alone.
+    The encoder is started without a fork of this process (JAX has threads), in a process group of its own, so that
+    Ctrl-C reaches this process alone.
     """
     try:
         import imageio_ffmpeg
