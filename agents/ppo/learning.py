@@ -59,7 +59,7 @@ def optimise(
         grads, metrics = jax.grad(loss, has_aux=True)(p, batch)
         direction, state = transform.update(grads, state, p)
         p = jax.tree.map(lambda a, d: a - rate * d, p, direction)
-        return p, state, metrics | {"grad_norm": optax.global_norm(grads)}
+        return p, state, metrics | {"grad_norm": optax.tree.norm(grads)}
 
     def body(carry: tuple[Networks, Networks], chosen: dict[int, Array]) -> tuple[tuple[Networks, Networks], Metrics]:
         def part(leaf: Array) -> Array:
