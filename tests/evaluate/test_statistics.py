@@ -88,18 +88,26 @@ def test_constant_scores_have_an_interval_without_width() -> None:
     assert st.bootstrap([[7.0]]) == (7.0, 7.0, 7.0)
 
 
-def _crossed(rng: np.random.Generator, seeds: int, episodes: int) -> np.ndarray:
-    """Scores with mean 0: a seed effect, an episode effect common to all seeds, and noise, all of deviation 1."""
-    return rng.normal(size=(seeds, 1)) + rng.normal(size=(1, episodes)) + rng.normal(size=(seeds, episodes))
+def _crossed(rng: np.random.Generator, seeds: int, episodes: int, spread: float = 1.0) -> np.ndarray:
+    """Scores with mean 0: a seed effect of deviation 1, and of deviation `spread` what all seeds share, and noise."""
+    shared, noise = rng.normal(size=(1, episodes)), rng.normal(size=(seeds, episodes))
+    return rng.normal(size=(seeds, 1)) + spread * (shared + noise)
 
 
-def _coverage(seeds: int, episodes: int, shared: bool, trials: int = 300) -> float:
+def _coverage(seeds: int, episodes: int, shared: bool, trials: int = 300, spread: float = 1.0) -> float:
     rng = np.random.default_rng(8)
     hits = 0
     for trial in range(trials):
-        found = st.bootstrap(_crossed(rng, seeds, episodes), shared_episodes=shared, resamples=400, seed=trial)
+        scores = _crossed(rng, seeds, episodes, spread)
+        found = st.bootstrap(scores, shared_episodes=shared, resamples=400, seed=trial)
         hits += found.low <= 0.0 <= found.high
     return hits / trials
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "covered"), [(3, 0.85), (5, 0.90), (10, 0.93), (20, 0.95)])
+def test_the_coverage_that_the_results_page_states(seeds: int, covered: float) -> None:
+    assert _coverage(seeds, 64, shared=True, trials=1_000, spread=2.0) == pytest.approx(covered, abs=0.025)
 
 
 def test_intervals_of_ten_seeds_cover_the_truth_about_as_often_as_they_say() -> None:
