@@ -5,6 +5,8 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,11 @@ class _Balanced(html.parser.HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def test_a_report_needs_neither_jax_nor_a_plotting_library() -> None:
+    code = "import sys, marl.runner.report; print(sorted({'jax', 'ray', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_tables_hold_the_numbers_of_the_records(make: Any, whole: Report) -> None:
