@@ -12,9 +12,7 @@ from marl.core.errors import did_you_mean
 from marl.core.registry import Registry
 
 if TYPE_CHECKING:
-    import pettingzoo
-
-    from marl.interop.pettingzoo import ParallelEnv
+    from marl.interop.pettingzoo import AECEnv, ParallelEnv
 
 REGISTRY = Registry(
     "environment",
@@ -50,7 +48,7 @@ class World:
 
         return parallel_env(self.raw, name=self._name, **options)
 
-    def env(self, **options: Any) -> pettingzoo.AECEnv[str, Any, Any]:
+    def env(self, **options: Any) -> AECEnv:
         """The same with one agent acting at a time (PettingZoo's AEC form)."""
         from marl.interop.pettingzoo import aec_env
 

@@ -77,6 +77,7 @@ class CartPole:
 
     Config: ClassVar[type[EnvConfig]] = CartPoleConfig
     lane_axis: ClassVar[int] = 0
+    render_fps: ClassVar[int] = round(1 / STEP_S)
 
     def __init__(self, **options: Any) -> None:
         self.config = CartPoleConfig(**options)

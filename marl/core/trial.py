@@ -97,9 +97,9 @@ def _sample(role: RoleSpec, mask: NDArray[np.bool_] | None, random: np.random.Ge
             weights = np.ones((role.size, space.n)) if mask is None else np.asarray(mask, np.float64)
             # Where a mask allows nothing the check of masks says so; play goes on.
             weights = np.where(weights.sum(-1, keepdims=True) > 0, weights, 1.0)
-            return (weights * random.uniform(0.5, 1.0, weights.shape)).argmax(-1).astype(np.int32)
+            return np.asarray((weights * random.uniform(0.5, 1.0, weights.shape)).argmax(-1), np.int32)
         case MultiDiscrete():
-            return random.integers(0, np.asarray(space.nvec), shape).astype(np.int32)
+            return np.asarray(random.integers(0, np.asarray(space.nvec), shape), np.int32)
 
 
 def leaves(tree: Tree) -> dict[str, Any]:
@@ -129,4 +129,4 @@ def _plain(leaf: Any) -> NDArray[Any]:
 
 
 def take(tree: Tree, index: int, axis: int) -> Tree:
-    return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis), tree)
+    return jax.tree.map(lambda leaf: jax.lax.index_in_dim(leaf, index, axis, keepdims=False), tree)

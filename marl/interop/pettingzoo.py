@@ -21,6 +21,7 @@ from marl.core.types import ByRole, Key, TimeStep, Tree
 from .spaces import to_action, to_gymnasium
 
 Infos: TypeAlias = dict[str, dict[str, Any]]
+AECEnv: TypeAlias = pettingzoo.AECEnv[str, NDArray[Any], Any]
 Programs: TypeAlias = tuple[Callable[..., Any], Callable[..., Any]]
 
 DEFAULT_FPS = 10  # of a recorded episode, for worlds that do not say
@@ -205,7 +206,7 @@ def parallel_env(
 
 def aec_env(
     world: type[Any], *, name: str | None = None, render_mode: Literal["rgb_array"] | None = None, **options: Any
-) -> pettingzoo.AECEnv[str, NDArray[Any], Any]:
+) -> AECEnv:
     """The same as `parallel_env`, one agent at a time. Raises: UserError as `parallel_env`."""
     return parallel_to_aec(parallel_env(world, name=name, render_mode=render_mode, **options))
 

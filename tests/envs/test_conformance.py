@@ -307,6 +307,26 @@ def test_a_picture_that_changes_its_size_is_caught() -> None:
     assert "change their size" in failing(Broken(), "render")
 
 
+def test_a_world_with_its_lanes_last_and_a_key_in_its_state_conforms() -> None:
+    @struct.dataclass
+    class Keyed:
+        walk: WalkState
+        key: jax.Array
+
+    class Last(Walk):
+        lane_axis = -1
+
+        def reset(self, key: jax.Array, params: jax.Array) -> tuple[Any, TimeStep]:
+            state, row = super().reset(key, params)
+            return Keyed(walk=state, key=key), row
+
+        def step(self, key: jax.Array, state: Any, actions: Any, params: jax.Array) -> tuple[Any, TimeStep]:
+            walk, row = super().step(state.key, state.walk, actions, params)
+            return Keyed(walk=walk, key=jax.random.split(state.key)[0]), row
+
+    assert [finding for finding in check_environment(Last(), episodes=1) if not finding.ok] == []
+
+
 def test_all_three_kinds_of_action_are_played() -> None:
     class Kinds(Walk):
         space: Any = Box((2,), -1.0, 1.0)
