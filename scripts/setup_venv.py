@@ -40,22 +40,20 @@ def say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold the set-up lock; yields True if another set-up had it first. Says one line while it waits."""
+def locked(path: Path) -> Iterator[int]:
+    """Hold the set-up lock; yields its file descriptor. Says one line while it waits for somebody else's."""
     with path.open("a+") as file:
-        waited = False
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             say(f"another set-up is under way (process {file.read().strip() or 'unknown'}); waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
-            waited = True
         file.seek(0)
         file.truncate()
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield waited
+        yield file.fileno()
 
 
 def installed_from(pyproject: Path) -> object:
@@ -112,15 +110,20 @@ def progress(log_path: Path) -> str:
     return line if len(line) <= 70 else f"{line[:67]}..."
 
 
-def install(venv: Path, root: Path, extras: str, constraints: Path) -> None:
-    """pip install -e ROOT[extras] under the constraints; pip's output goes to a log whose path is shown on failure."""
+def install(venv: Path, root: Path, extras: str, constraints: Path, lock: int) -> None:
+    """pip install -e ROOT[extras] under the constraints; pip's output goes to a log whose path is shown on failure.
+
+    pip inherits the lock, so that it holds for a pip that outlives a killed set-up.
+    """
     log_path = venv / "setup.log"
     target = f"{root}[{extras}]" if extras else str(root)
     command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     command += ["-c", str(constraints), "-e", target]
     environment = {"PIP_RETRIES": "2", **os.environ, "PIP_USER": "0", "PIP_NO_COLOR": "1"}
     with log_path.open("w") as log:
-        pip = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=root, env=environment)
+        pip = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=root, env=environment, pass_fds=(lock,)
+        )
         began = time.monotonic()
         try:
             while True:
@@ -175,7 +178,7 @@ def set_up(root: Path, folder: str, kind: str, extras: str, python: str) -> None
     venv = root / folder
     marks = venv / ".marl"
     wanted = ".".join(map(str, sys.version_info[:2]))
-    with locked(root / f"{folder}.lock"):
+    with locked(root / f"{folder}.lock") as lock:
         ours = (marks / "created").exists()
         version = environment_version(venv)
         if version is not None and version != wanted and "MARL_PYTHON" not in os.environ and version in SUPPORTED:
@@ -211,7 +214,7 @@ def set_up(root: Path, folder: str, kind: str, extras: str, python: str) -> None
         if (marks / "created").exists():
             (marks / "installing").touch()
         try:
-            install(venv, root, extras, constraints)
+            install(venv, root, extras, constraints, lock)
         except SetupError:
             (marks / "installing").unlink(missing_ok=True)  # pip gave up in good order: nothing is half-written
             raise

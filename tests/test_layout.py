@@ -53,8 +53,8 @@ def test_package_folder_is_a_link_to_the_top_folder(repository: Path, name: str)
     link = repository / "marl" / name
     assert link.is_symlink(), (
         f"marl/{name} is not a link but {'a text file' if link.is_file() else 'something else'}: this checkout was "
-        "made without support for symbolic links. On Windows use WSL, or `git config core.symlinks true` in developer mode, "
-        "then check out again."
+        "made without support for symbolic links. On Windows use WSL, or `git config core.symlinks true` in developer "
+        "mode, then check out again."
     )
     assert link.resolve() == repository / name
 
