@@ -1,4 +1,4 @@
-"""For pre-commit: every YAML file among the arguments can be read, and no file is larger than a repository should hold."""
+"""For pre-commit: every YAML file among the arguments can be read, and no file is larger than it should be."""
 
 from __future__ import annotations
 
