@@ -255,6 +255,7 @@ class TrainingLoop:
     def _checkpoint(self, state: FusedState, *, final: bool) -> None:
         """Save the whole state. A periodic one that fails is an event, tried again later; a final one must succeed."""
         if not final and time.perf_counter() < self._retry_at:
+            self.progress.checkpoints -= 1  # still due
             return
         try:
             self.save(state)
@@ -263,9 +264,10 @@ class TrainingLoop:
             if final:
                 raise
             self.progress.checkpoints -= 1
-            self._retry_at = time.perf_counter() + self._retry_wait
-            self._retry_wait = min(2 * self._retry_wait, RETRY_CHECKPOINT_S[1])
-            self.event("checkpoint failed", f"{error}; training goes on, trying again in {self._retry_wait:.0f} s")
+            wait = self._retry_wait
+            self._retry_at = time.perf_counter() + wait
+            self._retry_wait = min(2 * wait, RETRY_CHECKPOINT_S[1])
+            self.event("checkpoint failed", f"{error}; training goes on, trying again in {wait:.0f} s")
 
     def save(self, state: FusedState) -> Path:
         """Write a checkpoint and the current policy; prune old checkpoints.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from marl.core.errors import ConfigError, InterruptedRunError, MarlError
 from marl.evaluate.protocol import EpisodePlayer
 from marl.io import checkpoint as checkpoints
 from marl.io.console import ConsoleSink, Panel, next_commands, say
+from marl.io.files import write_text_atomic
 from marl.io.jsonl import JsonlSink, read_json, read_rows, write_json_atomic
 from marl.io.lock import RunLock
 from marl.io.metrics import Event, MetricSink, Sinks
@@ -45,9 +47,7 @@ def train(config: ExperimentConfig, *, runs_dir: str | None = None, quiet: bool 
         if not plan.learners:
             raise ConfigError("nobody learns in this experiment; to measure it: marl evaluate CONFIG")
         config = resolved(plan)
-        run_dir = create_run_folder(Path(runs_dir or config.runs_dir), config.name)
-        with RunLock(run_dir, notice=say):
-            start_run_folder(run_dir, config, plan, status="running")
+        with _new_run(config, plan, Path(runs_dir or config.runs_dir)) as run_dir:
             return _run(config, plan, run_dir, panel)
 
 
@@ -67,7 +67,7 @@ def resume(run: str, overrides: Sequence[str], *, runs_dir: str = "runs", quiet:
         with RunLock(run_dir, notice=say):
             meta = read_json(run_dir / "meta.json")
             if overrides:
-                (run_dir / "config.yaml").write_text(resolved_yaml(config))
+                write_text_atomic(run_dir / "config.yaml", resolved_yaml(config))
             change = {"time": round(time.time(), 3), "overrides": list(overrides), "commit": code_commit()}
             meta["resumed"] = [*meta.get("resumed", []), change]
             write_json_atomic(run_dir / "meta.json", {**meta, "status": "running"})
@@ -112,9 +112,25 @@ def _limits(config: ExperimentConfig) -> dict[str, float | None]:
     return {"env_steps": stop.env_steps, "wall_time": stop.wall_time, "return": stop.return_}
 
 
+@contextlib.contextmanager
+def _new_run(config: ExperimentConfig, plan: Plan, runs_dir: Path) -> Iterator[Path]:
+    """A new run folder, locked. If it cannot be begun (the disk is full), nothing of it stays behind."""
+    run_dir = create_run_folder(runs_dir, config.name)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(RunLock(run_dir, notice=say))
+            start_run_folder(run_dir, config, plan, status="running")
+        except MarlError:
+            shutil.rmtree(run_dir, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                run_dir.parent.rmdir()
+            raise
+        yield run_dir
+
+
 def start_run_folder(run_dir: Path, config: ExperimentConfig, plan: Plan, *, status: str) -> None:
     """Write config.yaml and meta.json: what the run is, what made it, where."""
-    (run_dir / "config.yaml").write_text(resolved_yaml(config))
+    write_text_atomic(run_dir / "config.yaml", resolved_yaml(config))
     meta = {
         "format": 1,
         "name": config.name,

@@ -1,6 +1,6 @@
 """`kill -9` at ten moments, then `marl resume`: the run ends as if nothing had happened, bit for bit.
 
-Also: damaged checkpoints, Ctrl-C and SIGTERM, and a run folder that somebody else is writing.
+Also: damaged checkpoints, Ctrl-C and SIGTERM, full disks, and a run folder that somebody else is writing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,6 @@ checkpoint: {every: 100, keep: 3}
 """
 ROWS = 46  # of an uninterrupted run: 19 dispatches and 4 evaluations of 2 seeds
 
-Marl = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 class Lab:
     """Runs `marl` in processes of its own that share one folder of compiled programs."""
@@ -60,8 +57,13 @@ class Lab:
 
     def marl(self, *arguments: str | Path, fault: str = "") -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
+        return self.program("", *arguments, fault=fault)
+
+    def program(self, code: str, *arguments: str | Path, fault: str = "") -> subprocess.CompletedProcess[str]:
+        """Run one command after some lines of Python."""
+        lines = f"import sys\n{code}\nfrom marl.cli import main\nsys.exit(main(sys.argv[1:]))"
         return subprocess.run(
-            [sys.executable, "-m", "marl.cli", *map(str, arguments)],
+            [sys.executable, "-c", lines, *map(str, arguments)],
             env={**self.environment, "MARL_FAULT": fault},
             capture_output=True,
             text=True,
@@ -295,3 +297,62 @@ def test_resuming_a_finished_run_changes_nothing_and_a_new_stop_goes_on(
     assert meta["resumed"][-1]["overrides"] == ["stop.env_steps=800"]
     ends = [list_checkpoints(run / "checkpoints")[-1] for run in (folder, reference)]
     assert arrays(ends[0] / "arrays.bin") == arrays(ends[1] / "arrays.bin")
+
+
+@pytest.mark.parametrize(("fault", "code"), [("meta.write:1:enospc", 1), ("config.write:1:eacces", 2)])
+def test_a_run_that_cannot_begin_leaves_nothing(lab: Lab, tmp_path: Path, fault: str, code: int) -> None:
+    failed = lab.marl("train", lab.config, "--runs-dir", tmp_path, "--quiet", fault=fault)
+    assert failed.returncode == code
+    words = "No space left on device" if code == 1 else "Permission denied"
+    assert_one_line(failed.stderr, "cannot write", words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_periodic_checkpoint_is_an_event_and_is_tried_again(lab: Lab, reference: Path, tmp_path: Path) -> None:
+    code = "import marl.runner.loop\nmarl.runner.loop.RETRY_CHECKPOINT_S = (0.0, 0.0)"
+    arguments = ["train", lab.config, "checkpoint.keep=100", "--runs-dir", tmp_path, "--quiet"]
+    done = lab.program(code, *arguments, fault="checkpoint.arrays:2:enospc")
+    assert done.returncode == 0, done.stderr
+    folder = run_folder(tmp_path)
+    (event,) = rows_of(folder, "event")
+    assert event["event"] == "checkpoint failed"
+    assert "No space left on device; training goes on" in str(event["message"])
+    dispatches = sorted({int(row["env_steps"]) for row in rows_of(folder, "train")})
+    saved = [int(path.name.removeprefix("ckpt-")) for path in list_checkpoints(folder / "checkpoints")]
+    due = [next(steps for steps in dispatches if steps >= multiple) for multiple in range(100, 900, 100)]
+    due[1] = dispatches[dispatches.index(due[1]) + 1]
+    assert saved == due
+    ends = [list_checkpoints(run / "checkpoints")[-1] for run in (folder, reference)]
+    assert arrays(ends[0] / "arrays.bin") == arrays(ends[1] / "arrays.bin")
+
+
+def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(lab: Lab, tmp_path: Path) -> None:
+    failed, folder = lab.train(tmp_path, "checkpoint.every=100_000", fault="checkpoint.arrays:1+:enospc")
+    assert failed.returncode == 1
+    assert_one_line(failed.stderr, "cannot write checkpoint", "No space left on device")
+    assert json.loads((folder / "meta.json").read_text())["status"] == "failed"
+    assert len(rows_of(folder, "train", "eval")) == ROWS
+    assert list_checkpoints(folder / "checkpoints") == []
+
+
+@pytest.mark.slow
+def test_metrics_that_cannot_be_written_fail_the_run_and_resume_goes_on(
+    lab: Lab, reference: Path, tmp_path: Path
+) -> None:
+    failed, folder = lab.train(tmp_path, fault="metrics.flush:4+:enospc")
+    assert failed.returncode == 1
+    assert_one_line(failed.stderr, "cannot write", "metrics.jsonl", "No space left on device")
+    assert lab.marl("resume", folder, "--quiet").returncode == 0
+    assert_same_run(folder, reference)
+
+
+@pytest.mark.slow
+def test_a_real_limit_on_file_sizes_fails_the_run_and_resume_goes_on(lab: Lab, reference: Path, tmp_path: Path) -> None:
+    code = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (24576, 24576))"
+    failed = lab.program(code, "train", lab.config, "--runs-dir", tmp_path, "--quiet")
+    assert failed.returncode == 1
+    assert_one_line(failed.stderr, "cannot write", "metrics.jsonl", "File too large")
+    folder = run_folder(tmp_path)
+    assert 0 < len(rows_of(folder, "train")) < len(rows_of(reference, "train"))
+    assert lab.marl("resume", folder, "--quiet").returncode == 0
+    assert_same_run(folder, reference)
