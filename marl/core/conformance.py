@@ -78,6 +78,8 @@ def check_roles(trial: Trial) -> Iterator[str]:
                 yield f"role {role.name}: {what} space is a {type(space).__name__}, expected one of marl.core.spaces"
             elif isinstance(space, Box) and not space.low < space.high:
                 yield f"role {role.name}: {what} space is empty, from {space.low} to {space.high}"
+            elif isinstance(space, Box) and "int" in space.dtype and not np.isfinite([space.low, space.high]).all():
+                yield f"role {role.name}: {what} space of {space.dtype} needs finite bounds"
         hash(role)
     if trial.env.lane_axis not in (0, -1):
         yield f"lane_axis is {trial.env.lane_axis}, expected 0 or -1"
@@ -309,7 +311,8 @@ def _expect(what: str, leaf: Any, shape: tuple[int, ...], dtype: str) -> Iterato
 def _outside(what: str, value: NDArray[Any], space: Space) -> Iterator[str]:
     match space:
         case Box():
-            low, high = np.asarray(space.low, value.dtype), np.asarray(space.high, value.dtype)
+            kind = value.dtype if np.issubdtype(value.dtype, np.floating) else np.float64
+            low, high = np.asarray(space.low, kind), np.asarray(space.high, kind)
         case Discrete():
             low, high = np.asarray(0), np.asarray(space.n - 1)
         case MultiDiscrete():

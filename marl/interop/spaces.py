@@ -44,7 +44,9 @@ def to_action(space: Space, action: object, agent: str) -> NDArray[Any]:
     match space:
         case Box():
             fits = fits and (whole or np.issubdtype(given.dtype, np.floating))
-            fits = fits and bool(np.all((given >= space.low) & (given <= space.high) & np.isfinite(given)))
+            if fits:  # in the space's own dtype, so that a bound that went through Python's floats is still one
+                given = given.astype(space.dtype)
+                fits = bool(np.all((given >= space.low) & (given <= space.high) & np.isfinite(given)))
             expected = f"numbers of shape {space.shape} within [{space.low:g}, {space.high:g}]"
         case Discrete():
             fits = fits and whole and bool(0 <= given < space.n)

@@ -205,6 +205,7 @@ ROLES: list[tuple[str, tuple[RoleSpec, ...]]] = [
     ("no identifier", (RoleSpec("fast car", 1, Box((1,)), Discrete(2)),)),
     ("size 0", (RoleSpec("a", 0, Box((1,)), Discrete(2)),)),
     ("is empty", (RoleSpec("a", 1, Box((1,), 1.0, 1.0), Discrete(2)),)),
+    ("needs finite bounds", (RoleSpec("a", 1, Box((1,), dtype="uint8"), Discrete(2)),)),
     ("action space is a int", (RoleSpec("a", 1, Box((1,)), 2),)),  # type: ignore[arg-type]
 ]
 

@@ -41,6 +41,11 @@ def test_any_form_of_an_integer_is_taken(given: Any) -> None:
     assert taken.dtype == np.int32
 
 
+def test_a_bound_that_went_through_python_floats_is_still_taken() -> None:
+    bound = float(np.float32(0.1))  # a little above 0.1
+    assert to_action(Box((1,), -1.0, 0.1), [bound], "car_0") == np.float32(0.1)
+
+
 @pytest.mark.parametrize(
     ("space", "given", "expected"),
     [
