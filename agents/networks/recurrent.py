@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from marl.core.types import Array
 
+from .initialisers import orthogonal
+
 
 class GRU(nn.Module):
     """Gated recurrent unit (Cho et al. 2014), in the form with the reset gate after the recurrent product.
@@ -20,7 +22,7 @@ class GRU(nn.Module):
 
     def setup(self) -> None:
         def gates(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
-            one = nn.initializers.orthogonal()
+            one = orthogonal()
             keys = jax.random.split(key, 3)
             return jnp.concatenate([one(k, (shape[0], self.size), dtype) for k in keys], axis=1)
 

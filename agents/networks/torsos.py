@@ -11,13 +11,15 @@ import jax
 
 from marl.core.types import Array
 
+from .initialisers import orthogonal
+
 Activation = Literal["tanh", "relu", "silu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu, "gelu": nn.gelu}
 
 
 def dense(features: int, gain: float, name: str | None = None) -> nn.Dense:
     """A linear layer with orthogonal weights of the given gain and zero biases."""
-    return nn.Dense(features, kernel_init=nn.initializers.orthogonal(gain), name=name)
+    return nn.Dense(features, kernel_init=orthogonal(gain), name=name)
 
 
 def layer_norm() -> nn.LayerNorm:
