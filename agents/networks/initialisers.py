@@ -20,8 +20,8 @@ class Initialiser(Protocol):
 def orthogonal(gain: float = 1.0) -> Initialiser:
     """A matrix `[..., out]` with orthonormal rows or columns (whichever are fewer), times `gain` (Saxe et al. 2014).
 
-    Gram-Schmidt on a Gaussian matrix, each row projected twice, instead of JAX's QR: on a CPU with few threads two batched
-    QR calls in one program wait for each other's workers for ever (seen with jaxlib 0.10.2 on 2 cores).
+    Gram-Schmidt on a Gaussian matrix, each row projected twice, instead of JAX's QR: on a CPU with few threads two
+    batched QR calls in one program wait for each other's workers for ever (seen with jaxlib 0.10.2 on 2 cores).
     """
 
     def init(key: Key, shape: Any, dtype: Any = jnp.float32) -> Array:
@@ -38,6 +38,7 @@ def orthogonal(gain: float = 1.0) -> Initialiser:
         matrix = jax.lax.fori_loop(0, few, one, jnp.zeros((few, many), dtype))
         if rows > columns:
             matrix = matrix.T
-        return gain * matrix.reshape(shape)
+        weights: Array = gain * matrix.reshape(shape)
+        return weights
 
     return init

@@ -145,14 +145,10 @@ class PPO:
     def _prepare(self, state: LearnerState, batch: Trajectory) -> tuple[Tree, Tree, Tree, Metrics]:
         """Parameters (rescaled with the value normaliser), aux, rows by network, and metrics."""
         step, hyper, critic_params = batch.step, state.hyper, state.params["critic"]
-        raw = {n: batch.extras[n]["raw"] if a.head.continuous else batch.action[n] for n, a in self.actors.items()}
-        inputs = {n: self._inputs(n, batch, raw[n]) for n in self.actors}
+        raw, inputs = self._all_inputs(batch)
         critic_x = self._critic_inputs(inputs, step)
-        predicted = {n: self._predict(n, critic_params[n], critic_x[n], step.first) for n in self.critics}
+        value = self._critic_values(state, critic_x, step.first)
         moments = state.aux.get("returns")
-        value = predicted
-        if moments is not None:
-            value = {n: denormalise(moments[n], v) for n, v in predicted.items()}
 
         counts, advantage, target = {}, {}, {}
         reward, by_role = self._rewards(step), self._by_role(value)
@@ -187,6 +183,23 @@ class PPO:
             },
         }
         return {**state.params, "critic": critic_params}, aux, rows, measured
+
+    def values(self, state: LearnerState, batch: Trajectory) -> ByRole:
+        """What the critics expect at all T+1 rows, in units of return: by role `[T+1, B, n]`."""
+        _, inputs = self._all_inputs(batch)
+        critic_x = self._critic_inputs(inputs, batch.step)
+        return self._by_role(self._critic_values(state, critic_x, batch.step.first))
+
+    def _critic_values(self, state: LearnerState, critic_x: dict[str, Array], first: Array) -> dict[str, Array]:
+        """By critic `[G, T+1, L, K]`, in units of return."""
+        params, moments = state.params["critic"], state.aux.get("returns")
+        value = {n: self._predict(n, params[n], critic_x[n], first) for n in self.critics}
+        return value if moments is None else {n: denormalise(moments[n], v) for n, v in value.items()}
+
+    def _all_inputs(self, batch: Trajectory) -> tuple[ByRole, ByRole]:
+        """By role the actions as drawn `[T, B, n, ...]` and the actor's inputs `[T+1, B, n, d]`."""
+        raw = {n: batch.extras[n]["raw"] if a.head.continuous else batch.action[n] for n, a in self.actors.items()}
+        return raw, {n: self._inputs(n, batch, raw[n]) for n in self.actors}
 
     def _inputs(self, role: str, batch: Trajectory, raw: Array) -> Array:
         """The actor's inputs at T+1 rows, `[T+1, B, n, d]`; the last action is forgotten at `first`, as in acting."""
