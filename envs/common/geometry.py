@@ -24,6 +24,7 @@ def rectangle_contact(
     heading: tuple[jax.Array, jax.Array],
     other_heading: tuple[jax.Array, jax.Array],
     motion: tuple[jax.Array, jax.Array],
+    is_first: jax.Array,
     length: float,
     width: float,
 ) -> Contact:
@@ -31,7 +32,7 @@ def rectangle_contact(
 
     offset: centre of the first minus centre of the second [m].  heading, other_heading: (cos, sin).  motion:
     displacement of the first relative to the second within the step [m]; it lengthens the first one's shadow on each
-    axis.
+    axis.  is_first: whether the rectangle called first here goes first where both are exactly level.
     The push is along the axis with the least overlap (the first such axis: along and across the first rectangle, then
     the second), which includes the coming motion.
     """
@@ -48,13 +49,13 @@ def rectangle_contact(
         (cb, sb, reach_along, 1),
         (-sb, cb, reach_across, -1),
     )
-    for nx, ny, reach, level in axes:  # level: the side to which two rectangles are pushed that are exactly level
+    for nx, ny, reach, level in axes:  # level: the way a rectangle goes that is first and level
         shadow, moved = nx * ox + ny * oy, nx * mx + ny * my
         gap = jnp.abs(shadow) - reach
         swept_gap = jnp.abs(shadow + 0.5 * moved) - reach - 0.5 * jnp.abs(moved)
         touching, about = touching & (gap <= 0), about & (swept_gap <= 0)
         depth = jnp.abs(swept_gap)
-        outward = jnp.where(shadow == 0, level, jnp.sign(shadow)) * depth
+        outward = jnp.where(shadow == 0, jnp.where(is_first, level, -level), jnp.sign(shadow)) * depth
         nearer = depth < least
         least = jnp.where(nearer, depth, least)
         push_x, push_y = jnp.where(nearer, outward * nx, push_x), jnp.where(nearer, outward * ny, push_y)

@@ -43,3 +43,18 @@ def lanes_last(batched: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.map(lambda leaf: leaf[..., 0], on_lanes(*jax.tree.map(lambda leaf: leaf[..., None], args)))
 
     return one_lane
+
+
+def computed_once(tree: Any) -> Any:
+    """`tree`, unchanged: makes XLA's CPU compiler store it instead of computing it again in every place that reads it.
+
+    That compiler regards gathers and arithmetic as free to repeat and fuses a copy of the whole chain into each
+    reader; an optimization barrier is gone by then, a branch is not. Elsewhere this does nothing.
+    """
+
+    def behind_a_branch(tree: Any) -> Any:
+        first = jax.tree.leaves(tree)[0].ravel()[0].astype(jnp.float32)
+        always = first < jnp.inf  # something that the compiler cannot know
+        return jax.lax.cond(always, lambda t: t, lambda t: jax.tree.map(jnp.zeros_like, t), tree)
+
+    return jax.lax.platform_dependent(tree, cpu=behind_a_branch, default=lambda t: t)

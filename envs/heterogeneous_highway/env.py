@@ -17,6 +17,7 @@ from marl.envs.common.lane_layout import lanes_last
 
 from .collisions import collide
 from .dynamics import advance, meta_action, steering_slope
+from .ordering import Order, along_the_road
 from .params import FEATURES, OBSERVED_ROWS, STEP_SECONDS, HighwayConfig, HighwayParams, default_params
 from .render import render
 from .reward import reward_terms
@@ -114,13 +115,16 @@ class HeterogeneousHighway:
             target_speed=state.target_speed.at[agents].set(speed),
         )
 
-        def physics(_: jax.Array, state: HighwayState) -> HighwayState:
-            decision = decide(state, driver, config)
+        def physics(_: jax.Array, carry: tuple[HighwayState, Order]) -> tuple[HighwayState, Order]:
+            state, order = carry
+            decision = decide(state, order, driver, config)
             slope = steering_slope(state.y, state.heading, state.speed, decision.target_lane)
             state = dataclasses.replace(state, target_lane=decision.target_lane, timer=decision.timer)
-            return collide(advance(state, slope, decision.acceleration, dt), dt)
+            state = advance(state, slope, decision.acceleration, dt)
+            order = along_the_road(state.x)
+            return collide(state, order, dt), order
 
-        state = jax.lax.fori_loop(0, substeps, physics, state)
+        state, _ = jax.lax.fori_loop(0, substeps, physics, (state, along_the_road(state.x)))
 
         mine = self._agent_rows(state)
         living = ~state.ended

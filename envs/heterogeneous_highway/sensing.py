@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from .ordering import UNROLL
 from .params import FEATURES, LANE_WIDTH, OBSERVED_ROWS, SIGHT, SIGHT_BEHIND, HighwayConfig
 from .state import HighwayState, agent_ids
 
@@ -26,11 +27,24 @@ def observe(state: HighwayState, config: HighwayConfig) -> jax.Array:
     is_self = (jnp.arange(n) == jnp.asarray(agents)[:, None])[..., None]
     visible = (jnp.sqrt(dx * dx + dy * dy) < SIGHT) & (dx > -SIGHT_BEHIND) & ~is_self
 
-    rows = min(OBSERVED_ROWS - 1, n - 1)
-    nearness = jnp.where(visible, jnp.abs(dx), jnp.inf)
-    order = jnp.argsort(nearness, axis=1, stable=True)[:, :rows]  # [n_agents, rows, lanes]
-    seen = jnp.take_along_axis(visible, order, axis=1)
-    others = jnp.take_along_axis(relative, order[None], axis=2)  # [4, n_agents, rows, lanes]
+    # The place of each vehicle among the visible ones, by counting: at this size that beats a sort by far.
+    ids, rows = jnp.arange(n, dtype=jnp.int32)[:, None], min(OBSERVED_ROWS - 1, n - 1)
+    distance = jnp.where(visible, jnp.abs(dx), jnp.inf)
+
+    def count(k: jax.Array, place: jax.Array) -> jax.Array:
+        other = jax.lax.dynamic_slice_in_dim(distance, k, 1, axis=1)
+        return place + ((other < distance) | ((other == distance) & (k < ids)))
+
+    place = jax.lax.fori_loop(0, n, count, jnp.zeros(distance.shape, jnp.int32), unroll=UNROLL)
+    place = jnp.where(visible, place, n)  # [n_agents, n, lanes]
+
+    def fill(k: jax.Array, who: jax.Array) -> jax.Array:
+        return jnp.where(jax.lax.dynamic_slice_in_dim(place, k, 1, axis=1) == ids[:rows], k, who)
+
+    who = jnp.full((len(agents), rows, state.x.shape[1]), -1, jnp.int32)
+    who = jax.lax.fori_loop(0, n, fill, who, unroll=UNROLL)  # [n_agents, rows, lanes]
+    seen = who >= 0
+    others = jnp.take_along_axis(relative, jnp.maximum(who, 0)[None], axis=2)  # [4, n_agents, rows, lanes]
 
     if config.observation == "released":
         scale = jnp.asarray([100.0, 100.0, 20.0, 20.0], every.dtype)[:, None, None]

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from marl.envs.common.car_following import Driver, desired_gap, free_acceleration, interaction
+from marl.envs.common.lane_layout import computed_once
 
 from .dynamics import speed_control
+from .ordering import UNROLL, Order
 from .params import CONTROLLED, LANE_WIDTH, NORMAL, HighwayConfig
 from .state import HighwayState, lane_of
 
@@ -25,33 +27,35 @@ class Neighbours(NamedTuple):
     rear: jax.Array
 
 
-def neighbours(x: jax.Array, y: jax.Array, lane: jax.Array) -> Neighbours:
-    """Nearest vehicles on each candidate `lane` `[c, n, lanes]`, seen from every vehicle.
+def neighbours(y: jax.Array, order: Order, lane: jax.Array, lanes: int) -> Neighbours:
+    """Nearest vehicles on each candidate `lane` `[c, n, lanes]`, seen from every vehicle; lanes off the road give any
+    answer.
 
     One that is exactly level counts as in front; of several at one place the later in the list is the front one, the
-    earlier the rear one.
+    earlier the rear one. Two sweeps along the road remember, lane by lane, the vehicle met last.
     """
-    n = x.shape[0]
-    rows = jnp.arange(n)[:, None]
-    centre = LANE_WIDTH * lane.astype(x.dtype)
+    n, batch = y.shape
+    centre = LANE_WIDTH * jnp.arange(lanes, dtype=y.dtype)[:, None]
+    on_lane = jnp.abs(order.arranged(y)[:, None] - centre) <= ON_LANE  # [n places, lanes of the road, lanes]
 
-    def visit(k: jax.Array, best: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        front_gap, front, rear_gap, rear = best
-        dx = x[k] - x
-        on_lane = (jnp.abs(y[k] - centre) <= ON_LANE) & (rows != k)
-        ahead = on_lane & (dx >= 0) & (dx <= front_gap)
-        behind = on_lane & (dx < 0) & (dx > rear_gap)
-        return (
-            jnp.where(ahead, dx, front_gap),
-            jnp.where(ahead, k, front),
-            jnp.where(behind, dx, rear_gap),
-            jnp.where(behind, k, rear),
-        )
+    def meet(met: jax.Array, place: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        now = jnp.where(place[0], place[1], met)
+        return now, (met, now)
 
-    far = jnp.full(lane.shape, jnp.inf, x.dtype)
-    none = jnp.full(lane.shape, -1, jnp.int32)
-    _, front, _, rear = jax.lax.fori_loop(0, n, visit, (far, none, -far, none))
-    return Neighbours(front, rear)
+    nobody = jnp.full((lanes, batch), -1, jnp.int32)
+    sweep = (on_lane, order.vehicle)
+    _, (_, at_or_ahead) = jax.lax.scan(meet, nobody, sweep, reverse=True)
+    _, (behind, _) = jax.lax.scan(meet, nobody, sweep)
+    at_or_ahead = jnp.concatenate([at_or_ahead, nobody[None]]).reshape(-1, batch)
+    behind = behind.reshape(-1, batch)
+
+    def look(table: jax.Array, place: jax.Array, lane: jax.Array) -> jax.Array:
+        row = place * lanes + jnp.clip(lane, 0, lanes - 1)
+        return jnp.take_along_axis(table, row.reshape(-1, batch), axis=0).reshape(row.shape)
+
+    front = look(at_or_ahead, order.level, lane)
+    front = jnp.where(front == jnp.arange(n)[:, None], look(at_or_ahead, order.place + 1, lane), front)
+    return Neighbours(front, look(behind, order.level, lane))
 
 
 class View(NamedTuple):
@@ -69,13 +73,16 @@ class View(NamedTuple):
         return View(*(jnp.take_along_axis(leaf, flat, axis=0).reshape(index.shape) for leaf in self))
 
 
+def closing_speed(ego: View, front: View) -> jax.Array:
+    """Relative velocity along the direction of `ego`; positive when the gap shrinks [m/s]."""
+    return ego.speed - front.speed * (front.cos * ego.cos + front.sin * ego.sin)
+
+
 def braking_for(driver: Driver, ego: View, front: View) -> jax.Array:
     """What `front` takes from the acceleration of `ego`, by the laws of `driver` (who may be a third vehicle)
     [m/s2].
     """
-    closing = (ego.speed * ego.cos - front.speed * front.cos) * ego.cos
-    closing += (ego.speed * ego.sin - front.speed * front.sin) * ego.sin
-    return interaction(driver, front.x - ego.x, ego.speed, closing)
+    return interaction(driver, front.x - ego.x, ego.speed, closing_speed(ego, front))
 
 
 class Decision(NamedTuple):
@@ -116,57 +123,58 @@ def lane_change_wanted(
 
 
 def gives_way(
-    driver: Driver, me: View, them: View, my_target: jax.Array, their_lane: jax.Array, their_target: jax.Array
+    driver: Driver, me: View, them: View, my_target: jax.Array, their_target: jax.Array, they_move: jax.Array
 ) -> jax.Array:
     """Whether I give up my change because they, close in front and not there yet, are changing to the same lane."""
     distance = driver.abort_scale * (them.x - me.x)
-    closing = (me.speed * me.cos - them.speed * them.cos) * me.cos + (
-        me.speed * me.sin - them.speed * them.sin
-    ) * me.sin
-    near = (distance > 0) & (distance < desired_gap(driver, me.speed, closing))
-    return near & (their_lane != my_target) & (their_target == my_target)
+    near = (distance > 0) & (distance < desired_gap(driver, me.speed, closing_speed(me, them)))
+    return near & they_move & (their_target == my_target)
 
 
-def aborted(driver: Driver, view: View, lane: jax.Array, target: jax.Array, moving: jax.Array, order: str) -> jax.Array:
-    """Target lanes after those that are `moving` to another lane have given way (back to their current lane)."""
-    n = lane.shape[0]
-
-    def row(leaf: jax.Array, k: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(leaf, k, 1, axis=0)
-
-    if order == "jacobi":
+def after_giving_way(
+    driver: Driver, view: View, lane: jax.Array, target: jax.Array, deciding: jax.Array, act_order: str
+) -> jax.Array:
+    """Target lanes once those who are `deciding` and on their way to another lane have or have not turned back."""
+    mover = deciding & (lane != target)
+    if act_order == "jacobi":
 
         def look(k: jax.Array, found: jax.Array) -> jax.Array:
-            them = View(*(row(leaf, k) for leaf in view))
-            return found | gives_way(driver, view, them, target, row(lane, k), row(target, k))
+            them = jax.tree.map(lambda leaf: leaf[k], view)
+            return found | gives_way(driver, view, them, target, target[k], (lane != target)[k])
 
-        found = jax.lax.fori_loop(0, n, look, jnp.zeros(lane.shape, bool))
-        return jnp.where(moving & found, lane, target)
+        found = jax.lax.fori_loop(0, lane.shape[0], look, jnp.zeros(lane.shape, bool), unroll=UNROLL)
+        return jnp.where(mover & found, lane, target)
 
-    def decide(i: jax.Array, target: jax.Array) -> jax.Array:
-        mine = jax.tree.map(lambda leaf: row(leaf, i), (driver, view, target, lane, moving))
-        found = gives_way(mine[0], mine[1], view, mine[2], lane, target).any(0, keepdims=True)
-        return jax.lax.dynamic_update_slice_in_dim(target, jnp.where(mine[4] & found, mine[3], mine[2]), i, axis=0)
+    def decide_one(i: jax.Array, target: jax.Array) -> jax.Array:
+        def row(leaf: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(leaf, i, 1, axis=0)
 
-    settled: jax.Array = jax.lax.fori_loop(0, n, decide, target)
+        mine = row(target)
+        found = gives_way(jax.tree.map(row, driver), jax.tree.map(row, view), view, mine, target, lane != target).any(
+            0, keepdims=True
+        )
+        return jax.lax.dynamic_update_slice_in_dim(target, jnp.where(row(mover) & found, row(lane), mine), i, axis=0)
+
+    settled: jax.Array = jax.lax.fori_loop(0, lane.shape[0], decide_one, target)
     return settled
 
 
-def decide(state: HighwayState, driver: Driver, config: HighwayConfig) -> Decision:
+def decide(state: HighwayState, order: Order, driver: Driver, config: HighwayConfig) -> Decision:
     """Target lane, timer and acceleration of every vehicle; agents keep the targets that their last action set.
 
     driver: temperaments by vehicle, leaves `[n, lanes]`.
     """
     lane = lane_of(state.y, config.lanes)
     candidates = jnp.stack([lane, lane - 1, lane + 1, state.target_lane])
-    nearby = neighbours(state.x, state.y, candidates)
-    me = View(state.x, state.speed, jnp.cos(state.heading), jnp.sin(state.heading), state.target_speed)
-    front, rear = me.at(nearby.front), me.at(nearby.rear[:3])
-    nearby = Neighbours(nearby.front, nearby.rear[:3])
+    nearby = neighbours(state.y, order, candidates, config.lanes)
+    cos, sin = computed_once((jnp.cos(state.heading), jnp.sin(state.heading)))
+    me = View(state.x, state.speed, cos, sin, state.target_speed)
+    nearby = computed_once(Neighbours(nearby.front, nearby.rear[:3]))
+    front, rear = computed_once((me.at(nearby.front), me.at(nearby.rear)))
 
     deciding = ~state.crashed & (state.kind != CONTROLLED)
     moving = lane != state.target_lane
-    target = aborted(driver, me, lane, state.target_lane, deciding & moving, config.act_order)
+    target = after_giving_way(driver, me, lane, state.target_lane, deciding, config.act_order)
 
     due = deciding & ~moving & (state.timer > driver.delay)
     possible = (candidates[1:3] >= 0) & (candidates[1:3] < config.lanes)
