@@ -271,10 +271,10 @@ def test_runs_folder_that_cannot_be_made_leaves_nothing_behind(
 ) -> None:
     make = Path.mkdir
 
-    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+    def refuse(self: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         if self.parent.name == "bad":
             raise OSError(code, os.strerror(code))
-        make(self, *args, **kwargs)
+        make(self, mode, parents, exist_ok)
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert main(["train", "exp.yaml", "--quiet"]) == exit_code

@@ -70,7 +70,7 @@ def test_seeds_keep_their_order() -> None:
 def test_config_cannot_be_changed() -> None:
     config = ExperimentConfig.model_validate(SMALL)
     with pytest.raises(ValidationError, match="frozen"):
-        config.name = "other"
+        config.name = "other"  # type: ignore[misc]
 
 
 def test_reading_an_experiment_imports_neither_jax_nor_ray() -> None:
