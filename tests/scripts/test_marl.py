@@ -1,7 +1,4 @@
-"""scripts/marl: sets up when needed, says one clear line when it cannot, and gets out of the way.
-
-The interpreter and pip are stand-ins (shell scripts), so that nothing is installed and no network is needed.
-"""
+"""scripts/marl: sets up when needed, says one clear line when it cannot, and gets out of the way."""
 
 from __future__ import annotations
 
@@ -13,74 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 VERSION = ".".join(map(str, sys.version_info[:2]))
 CONSTRAINTS = f"py{VERSION.replace('.', '')}.txt"
-
-# Stands for `python3`: says its version, makes an environment whose python stands for pip too, or runs a script.
-PYTHON = """#!/bin/sh
-case "$1 ${2:-}" in
-"-c "*) echo "${FAKE_VERSION:-@VERSION@}" ;;
-"-m venv")
-    if [ -e "$FAKE/no-venv" ]; then echo "$0: No module named venv" >&2; exit 1; fi
-    echo venv >> "$FAKE/log"
-    mkdir -p "$3/bin"
-    cp "$FAKE/environment-python" "$3/bin/python" ;;
-*) exec "@REAL@" "$@" ;;
-esac
-"""
-ENVIRONMENT_PYTHON = """#!/bin/sh
-case "$1" in
--c) echo "@VERSION@"; exit ;;
-esac
-echo pip "$@" >> "$FAKE/log"
-if [ -p "$FAKE/gate" ]; then echo in >&2; read -r _ < "$FAKE/gate"; fi
-if [ -e "$FAKE/offline" ]; then echo "WARNING: Retrying: NewConnectionError('Name or service not known')"; exit 1; fi
-if [ -e "$FAKE/conflict" ]; then echo "ERROR: No matching distribution found for zipp==0"; exit 1; fi
-printf '#!/bin/sh\\necho "marl $*"\\n' > "$(dirname "$0")/marl"
-chmod +x "$(dirname "$0")/marl"
-"""
-
-
-class Checkout:
-    """A small copy of the repository, in a folder whose name has spaces, with a stand-in for Python."""
-
-    def __init__(self, repository: Path, folder: Path) -> None:
-        self.root = folder / "a check out"
-        self.fake = folder / "fake"
-        self.fake.mkdir(parents=True)
-        (self.root / "scripts").mkdir(parents=True)
-        for name in ("marl", "setup.sh", "setup_venv.py"):
-            shutil.copy(repository / "scripts" / name, self.root / "scripts" / name)
-        shutil.copytree(repository / "constraints", self.root / "constraints")
-        shutil.copy(repository / "pyproject.toml", self.root / "pyproject.toml")
-        for name, text in (("python", PYTHON), ("environment-python", ENVIRONMENT_PYTHON)):
-            (self.fake / name).write_text(text.replace("@VERSION@", VERSION).replace("@REAL@", sys.executable))
-            (self.fake / name).chmod(0o755)
-        self.environment = {**os.environ, "FAKE": str(self.fake), "MARL_PYTHON": str(self.fake / "python")}
-
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        command = [str(self.root / "scripts" / "marl"), *arguments]
-        variables = {**self.environment, **environment}
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=variables, cwd=self.fake)
-
-    def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
-        process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=60)
-        return process.returncode, out, err
-
-    def log(self) -> list[str]:
-        """What the stand-ins were asked to do: `venv`, `pip`."""
-        path = self.fake / "log"
-        return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
-
-
-@pytest.fixture
-def checkout(repository: Path, tmp_path: Path) -> Checkout:
-    return Checkout(repository, tmp_path)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -96,27 +31,27 @@ def one_line(text: str) -> str:
     return line
 
 
-def test_first_start_sets_up_and_runs_with_clean_output(checkout: Checkout) -> None:
+def test_first_start_sets_up_and_runs_with_clean_output(checkout: Any) -> None:
     code, out, err = checkout.run("list", "envs", "--json")
     assert (code, out) == (0, "marl list envs --json\n")
     assert all(line.startswith("marl: ") for line in err.splitlines())
     assert checkout.log() == ["venv", "pip"]
 
 
-def test_constraints_of_the_interpreter_are_used(checkout: Checkout) -> None:
+def test_constraints_of_the_interpreter_are_used(checkout: Any) -> None:
     checkout.run("--help")
     pip = (checkout.fake / "log").read_text().splitlines()[-1]
     assert f"-c {checkout.root}/constraints/{CONSTRAINTS}" in pip
     assert pip.endswith(f"-e {checkout.root}")
 
 
-def test_second_start_does_nothing_but_run(checkout: Checkout) -> None:
+def test_second_start_does_nothing_but_run(checkout: Any) -> None:
     checkout.run("--help")
     assert checkout.run("doctor") == (0, "marl doctor\n", "")
     assert checkout.log() == ["venv", "pip"]
 
 
-def test_second_start_costs_under_a_third_of_a_second(checkout: Checkout) -> None:
+def test_second_start_costs_under_a_third_of_a_second(checkout: Any) -> None:
     checkout.run("--help")
     seconds = []
     for _ in range(5):  # the quickest counts: a busy machine delays any of them
@@ -126,7 +61,7 @@ def test_second_start_costs_under_a_third_of_a_second(checkout: Checkout) -> Non
     assert min(seconds) < 0.3
 
 
-def test_exit_code_of_the_program_is_passed_on(checkout: Checkout) -> None:
+def test_exit_code_of_the_program_is_passed_on(checkout: Any) -> None:
     checkout.run("--help")
     (checkout.root / ".venv" / "bin" / "marl").write_text("#!/bin/sh\nexit 130\n")
     assert checkout.run("train")[0] == 130
@@ -136,7 +71,7 @@ def test_exit_code_of_the_program_is_passed_on(checkout: Checkout) -> None:
     "changed",
     [f"constraints/{CONSTRAINTS}", "pyproject.toml"],
 )
-def test_changed_file_is_noticed(checkout: Checkout, changed: str) -> None:
+def test_changed_file_is_noticed(checkout: Any, changed: str) -> None:
     checkout.run("--help")
     path = checkout.root / changed
     text = path.read_text()
@@ -150,7 +85,7 @@ def test_changed_file_is_noticed(checkout: Checkout, changed: str) -> None:
     assert checkout.run("doctor")[2] == ""
 
 
-def test_tool_settings_in_pyproject_need_no_installation(checkout: Checkout) -> None:
+def test_tool_settings_in_pyproject_need_no_installation(checkout: Any) -> None:
     checkout.run("--help")
     with (checkout.root / "pyproject.toml").open("a") as file:
         file.write("\n[tool.somebody]\nline = 1\n")
@@ -161,7 +96,7 @@ def test_tool_settings_in_pyproject_need_no_installation(checkout: Checkout) -> 
     assert checkout.run("doctor")[2] == ""
 
 
-def test_moved_checkout_is_set_up_anew(checkout: Checkout) -> None:
+def test_moved_checkout_is_set_up_anew(checkout: Any) -> None:
     checkout.run("--help")
     moved = checkout.root.with_name("moved")
     checkout.root.rename(moved)
@@ -170,7 +105,7 @@ def test_moved_checkout_is_set_up_anew(checkout: Checkout) -> None:
     assert checkout.log() == ["venv", "pip", "venv", "pip"]
 
 
-def test_missing_venv_module_is_one_line_and_exit_2(checkout: Checkout) -> None:
+def test_missing_venv_module_is_one_line_and_exit_2(checkout: Any) -> None:
     (checkout.fake / "no-venv").touch()
     code, out, err = checkout.run("--help")
     assert (code, out) == (2, "")
@@ -181,19 +116,19 @@ def test_missing_venv_module_is_one_line_and_exit_2(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.13", "2.7"])
-def test_unsupported_interpreter_is_refused_by_name(checkout: Checkout, version: str) -> None:
+def test_unsupported_interpreter_is_refused_by_name(checkout: Any, version: str) -> None:
     code, _, err = checkout.run("--help", FAKE_VERSION=version)
     assert code == 2
     assert f"{checkout.fake}/python is Python {version}; supported are 3.11 and 3.12" in one_line(err)
 
 
-def test_interpreter_that_does_not_start_is_one_line(checkout: Checkout) -> None:
+def test_interpreter_that_does_not_start_is_one_line(checkout: Any) -> None:
     code, _, err = checkout.run("--help", MARL_PYTHON="/nowhere/python")
     assert code == 2
     assert "MARL_PYTHON=/nowhere/python does not start" in one_line(err)
 
 
-def test_another_python_is_found_when_python3_does_not_fit(checkout: Checkout, tmp_path: Path) -> None:
+def test_another_python_is_found_when_python3_does_not_fit(checkout: Any, tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "python3").write_text("#!/bin/sh\necho 3.9\n")
@@ -204,7 +139,7 @@ def test_another_python_is_found_when_python3_does_not_fit(checkout: Checkout, t
     assert checkout.run("doctor", MARL_PYTHON="", PATH=path_variable)[:2] == (0, "marl doctor\n")
 
 
-def test_no_suitable_python_names_those_that_were_seen(checkout: Checkout, tmp_path: Path) -> None:
+def test_no_suitable_python_names_those_that_were_seen(checkout: Any, tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("python3", "python3.11", "python3.12"):
@@ -216,7 +151,7 @@ def test_no_suitable_python_names_those_that_were_seen(checkout: Checkout, tmp_p
     assert "MARL_PYTHON=" in err
 
 
-def test_no_network_is_one_line_with_the_log(checkout: Checkout) -> None:
+def test_no_network_is_one_line_with_the_log(checkout: Any) -> None:
     (checkout.fake / "offline").touch()
     code, _, err = checkout.run("--help")
     last = err.splitlines()[-1]
@@ -228,7 +163,7 @@ def test_no_network_is_one_line_with_the_log(checkout: Checkout) -> None:
     assert checkout.run("doctor")[:2] == (0, "marl doctor\n")
 
 
-def test_failed_installation_shows_the_reason_and_the_log(checkout: Checkout) -> None:
+def test_failed_installation_shows_the_reason_and_the_log(checkout: Any) -> None:
     (checkout.fake / "conflict").touch()
     code, _, err = checkout.run("--help")
     assert code == 1
@@ -236,7 +171,7 @@ def test_failed_installation_shows_the_reason_and_the_log(checkout: Checkout) ->
     assert "setup.log" in err.splitlines()[-1]
 
 
-def test_failed_change_leaves_no_valid_stamp(checkout: Checkout) -> None:
+def test_failed_change_leaves_no_valid_stamp(checkout: Any) -> None:
     checkout.run("--help")
     (checkout.fake / "conflict").touch()
     constraints = checkout.root / "constraints" / CONSTRAINTS
@@ -248,7 +183,7 @@ def test_failed_change_leaves_no_valid_stamp(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_set_up_is_never_taken_for_a_finished_one(checkout: Checkout, how: signal.Signals) -> None:
+def test_interrupted_set_up_is_never_taken_for_a_finished_one(checkout: Any, how: signal.Signals) -> None:
     os.mkfifo(checkout.fake / "gate")
     process = checkout.start("--help")
     wait_for(lambda: "pip" in checkout.log())
@@ -267,7 +202,7 @@ def test_interrupted_set_up_is_never_taken_for_a_finished_one(checkout: Checkout
     assert checkout.log()[-2:] == ["venv", "pip"]
 
 
-def test_second_of_two_first_starts_waits_and_installs_nothing(checkout: Checkout) -> None:
+def test_second_of_two_first_starts_waits_and_installs_nothing(checkout: Any) -> None:
     os.mkfifo(checkout.fake / "gate")
     first = checkout.start("first")
     wait_for(lambda: "pip" in checkout.log())
@@ -282,14 +217,14 @@ def test_second_of_two_first_starts_waits_and_installs_nothing(checkout: Checkou
     assert checkout.log() == ["venv", "pip"]
 
 
-def test_lock_file_of_a_dead_process_does_not_hold_anybody_up(checkout: Checkout) -> None:
+def test_lock_file_of_a_dead_process_does_not_hold_anybody_up(checkout: Any) -> None:
     (checkout.root / ".venv.lock").write_text("999999999\n")
     code, out, err = checkout.run("doctor")
     assert (code, out) == (0, "marl doctor\n")
     assert "under way" not in err
 
 
-def test_environment_of_the_user_is_kept(checkout: Checkout) -> None:
+def test_environment_of_the_user_is_kept(checkout: Any) -> None:
     programs = checkout.root / ".venv" / "bin"
     programs.mkdir(parents=True)
     shutil.copy(checkout.fake / "environment-python", programs / "python")
@@ -299,7 +234,7 @@ def test_environment_of_the_user_is_kept(checkout: Checkout) -> None:
     assert checkout.log() == ["pip"]
 
 
-def test_broken_environment_of_the_user_is_named_not_deleted(checkout: Checkout) -> None:
+def test_broken_environment_of_the_user_is_named_not_deleted(checkout: Any) -> None:
     (checkout.root / ".venv").mkdir()
     (checkout.root / ".venv" / "mine").touch()
     code, _, err = checkout.run("doctor")
@@ -308,7 +243,7 @@ def test_broken_environment_of_the_user_is_named_not_deleted(checkout: Checkout)
     assert (checkout.root / ".venv" / "mine").exists()
 
 
-def test_link_to_the_script_finds_its_checkout(checkout: Checkout, tmp_path: Path) -> None:
+def test_link_to_the_script_finds_its_checkout(checkout: Any, tmp_path: Path) -> None:
     link = tmp_path / "marl"
     link.symlink_to(checkout.root / "scripts" / "marl")
     done = subprocess.run([link, "doctor"], env=checkout.environment, capture_output=True, text=True, check=False)
