@@ -106,13 +106,14 @@ def curve_panel(title: str, series: Sequence[Series], levels: Sequence[Level] = 
     parts.append(f'<text class="tick mid" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}">env steps</text>')
     parts += [f'<path class="level" d="M{LEFT},{y(level.value):.1f}H{WIDTH - RIGHT}"/>' for level in levels]
     for s in series:
+        dot = 4 if len(s.mean) == 1 else 1.8 if len(s.mean) < 40 else 0.8
         band = path(np.concatenate([s.env_steps, s.env_steps[::-1]]), np.concatenate([s.low, s.high[::-1]]))
         parts.append(f'<polygon class="band f{s.colour}" points="{band}"/>')
         if len(s.seeds) > 1:
             parts += [f'<polyline class="thin s{s.colour}" points="{path(s.env_steps, one)}"/>' for one in s.seeds]
         parts.append(f'<polyline class="thick s{s.colour}" points="{path(s.env_steps, s.mean)}"/>')
         parts += [
-            f'<circle class="hit f{s.colour}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="{1.8 if len(s.mean) < 40 else 0.8}">'
+            f'<circle class="hit f{s.colour}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="{dot}">'
             f"<title>{escape(s.label)}: {b:.4g} at {int(a):,} env steps</title></circle>"
             for a, b in zip(s.env_steps, s.mean, strict=True)
         ]

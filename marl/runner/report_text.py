@@ -29,12 +29,18 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")  # an underscore inside a word is text already
 
 
-def number(value: float, spread: float) -> str:
-    """`value` with as many decimals as its interval's half-width makes meaningful: two digits of it."""
+def decimals(value: float, spread: float) -> int | None:
+    """Decimals that show two digits of an interval's half-width, at most four of the value; None: as they come."""
     if spread <= 0.0:
-        return f"{value:.4g}"
-    decimals = min(4, max(0, 1 - math.floor(math.log10(spread))))
-    text = f"{value:.{decimals}f}"
+        return None
+    wanted = 1 - math.floor(math.log10(spread))
+    most = 3 - math.floor(math.log10(abs(value))) if value else 4
+    return min(4, max(0, min(wanted, most)))
+
+
+def number(value: float, places: int | None) -> str:
+    """`value` with so many decimals, never as minus zero."""
+    text = f"{value:.4g}" if places is None else f"{value:.{places}f}"
     return text.lstrip("-") if float(text) == 0.0 else text
 
 
@@ -42,9 +48,9 @@ def interval_text(interval: Interval, metric: str = "", *, sign: bool = False) -
     """`48.2 [46.1, 50.3]`; shares as percent."""
     scale = 100.0 if metric in SHARES else 1.0
     value, low, high = (scale * x for x in interval)
-    spread = (high - low) / 2
+    places = decimals(value, (high - low) / 2)
     plus = "+" if sign and value > 0 else ""
-    return f"{plus}{number(value, spread)} [{number(low, spread)}, {number(high, spread)}]"
+    return f"{plus}{number(value, places)} [{number(low, places)}, {number(high, places)}]"
 
 
 def heading(metric: str) -> str:

@@ -53,7 +53,9 @@ def test_numbers_show_two_digits_of_their_uncertainty() -> None:
     assert interval_text((48.234, 46.1, 50.3)) == "48.2 [46.1, 50.3]"  # type: ignore[arg-type]
     assert interval_text((0.5, 0.4, 0.6), "success") == "50 [40, 60]"  # type: ignore[arg-type]
     assert interval_text((312.4, 250.0, 380.0), sign=True) == "+312 [250, 380]"  # type: ignore[arg-type]
-    assert number(-0.0001, 0.1) == "0.00"
+    assert interval_text((20.01234, 20.01012, 20.01501)) == "20.01 [20.01, 20.02]"  # type: ignore[arg-type]
+    assert interval_text((25.0, 25.0, 25.0)) == "25 [25, 25]"  # type: ignore[arg-type]
+    assert number(-0.0001, 2) == "0.00"
 
 
 def test_ticks_are_round_and_enclose() -> None:
