@@ -84,7 +84,8 @@ class PPOConfig(AgentConfig):
         """Puts the preset's values where the user gave none."""
         if not isinstance(given, Mapping):
             return given
-        preset = cls.presets.get(given.get("preset", "cpu"), {})
+        name = given.get("preset", "cpu")
+        preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
         return {**preset, **given}
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from marl.core.errors import ConfigError, did_you_mean
-from marl.runner.yaml_tree import Path, Source
+from marl.runner.yaml_tree import Path, Source, dotted
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -85,7 +85,7 @@ def explain(
     text = _sentence(by_path[first], first, model, data)
     if ranks[first]:
         others = [path for path in by_path if path != first and _own_fault(by_path[path], ranks[first])]
-        names = ", ".join(".".join(map(str, (*prefix, *path))) for path in others)
+        names = ", ".join(dotted((*prefix, *path)) for path in others[:LISTED])
         text += f" (also wrong: {names})" if names else ""
     return source.error((*prefix, *first), text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -144,8 +145,9 @@ def _node(data: Any) -> Node:
 
 def _override(root: Node, text: str, only: tuple[str, ...] | None) -> Node:
     key, equals, value = text.partition("=")
-    path: Path = tuple(key.strip().split("."))
-    if not equals or not all(path):
+    key = key.strip()
+    path: Path = tuple(key.split("."))
+    if not equals or not all(re.fullmatch(r"[^\s=]+", str(part)) for part in path):
         raise ConfigError(f"{COMMAND_LINE}: override {show(text)} is incomplete; expected key.path=value")
     if only is not None and path[0] not in only:
         hint = did_you_mean(str(path[0]), only)

@@ -67,7 +67,9 @@ Name = Annotated[str, AfterValidator(valid_name)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Duration = Annotated[
-    float | None, BeforeValidator(parse_duration), Field(gt=0.0), PlainSerializer(format_duration, when_used="json")
+    Annotated[float, Field(gt=0.0)] | None,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, when_used="json"),
 ]
 Device = Literal["auto", "cpu", "gpu", "tpu"]
 

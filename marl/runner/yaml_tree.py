@@ -87,10 +87,15 @@ class Source:
 
     def error(self, path: Path, text: str) -> ConfigError:
         """An error about the key at `path`, with its place in front."""
-        parts = [".".join(str(key) for key in path), text]
+        parts = [dotted(path), text]
         if self.root is not None:
             parts.insert(0, self.root.nearest(path).place)
         return ConfigError(": ".join(part for part in parts if part))
+
+
+def dotted(path: Path) -> str:
+    """A path as a message shows it: `stop.env_steps`; a key that can be no key is cut short."""
+    return ".".join(word if len(word) <= 60 else f"{word[:57]}..." for word in map(str, path))
 
 
 def parse_scalar(text: str) -> Scalar:

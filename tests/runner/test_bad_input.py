@@ -54,6 +54,7 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     "two documents": (GOOD + "---\nname: b\n", ["exp.yaml:11: ", "second YAML document"]),
     "key that is a list": ("? [a]\n: 1\n", ["exp.yaml:1: ", "expected a word"]),
     "unknown key": (GOOD + "evalute: {}\n", ["exp.yaml:11: evalute: unknown key", "did you mean 'evaluate'?"]),
+    "endless key": (f"'{'k' * 1000}': 1\n", ["exp.yaml:1: kkkk", "kkk...: unknown key"]),
     "unknown key deep": (
         edited("  env_steps: 100", "  env_step: 100"),
         ["exp.yaml:9: stop.env_step: unknown key", "env_steps, wall_time, return", "did you mean 'env_steps'?"],
@@ -136,6 +137,10 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
         edited("learning_rate", "learning_rat"),
         ["exp.yaml:5: agents.agent.learning_rat: unknown key", "did you mean 'learning_rate'?"],
     ),
+    "algorithm option of the wrong kind": (
+        edited("learning_rate: 3e-4", "preset: [cpu]"),
+        ["exp.yaml:5: agents.agent.preset: a list", "expected 'cpu' or 'paper'"],
+    ),
     "algorithm option out of range": (
         edited("3e-4", "-3e-4"),
         ["exp.yaml:5: agents.agent.learning_rate: -0.0003", "expected more than 0"],
@@ -185,6 +190,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
         ["command line: override 'seed'", "expected key.path=value"],
     ),
     "override without a key": (["train", "FILE", "=1"], ["command line: override '=1'", "expected key.path=value"]),
+    "override of no key": (["train", "FILE", "a b=1"], ["command line: override 'a b=1'", "expected key.path=value"]),
     "override of an unknown key": (
         ["train", "FILE", "stop.env_step=1"],
         ["command line: stop.env_step: unknown key", "did you mean 'env_steps'?"],

@@ -101,6 +101,12 @@ def test_file_and_overrides_make_a_config(file: Path) -> None:
     assert loaded.config.env.options == {"agents": 2}
 
 
+def test_nothing_after_a_key_is_the_same_as_leaving_it_out(file: Path) -> None:
+    config = load_experiment(file, ["stop.wall_time=", "evaluate.every=null"]).config
+    assert config.stop.wall_time is None
+    assert config.evaluate.every is None
+
+
 def test_override_may_hold_equals_signs_and_reach_into_lists(file: Path) -> None:
     config = load_experiment(file, ["seeds=[1, 2]", "seeds.1=7", "runs_dir=a=b"]).config
     assert config.seed_list == (1, 7)
