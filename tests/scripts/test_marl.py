@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,15 @@ def test_failed_change_leaves_no_valid_stamp(checkout: Any) -> None:
     assert checkout.run("--help")[0] == 1, "the failed set-up may have changed something: it must be set up again"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children can be interrupted even if the tests run in the background, where a shell has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_set_up_is_never_taken_for_a_finished_one(checkout: Any, how: signal.Signals) -> None:
     os.mkfifo(checkout.fake / "gate")
