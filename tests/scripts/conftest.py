@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ class Checkout:
     def __init__(self, repository: Path, folder: Path) -> None:
         self.root = folder / "a check out"
         self.fake = folder / "fake"
+        self.processes: list[subprocess.Popen[str]] = []
         self.fake.mkdir(parents=True)
         (self.root / "scripts").mkdir(parents=True)
         for name in ("marl", "test", "setup.sh", "setup_venv.py"):
@@ -62,7 +64,15 @@ class Checkout:
         command = [str(self.root / "scripts" / script), *arguments]
         variables = {**self.environment, **environment}
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=variables, cwd=self.fake)
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=variables, cwd=self.fake)
+        self.processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a failed test left behind."""
+        for process in self.processes:
+            with process:  # closes the pipes and waits
+                process.kill()
 
     def run(self, *arguments: str, script: str = "marl", **environment: str) -> tuple[int, str, str]:
         process = self.start(*arguments, script=script, **environment)
@@ -76,5 +86,7 @@ class Checkout:
 
 
 @pytest.fixture
-def checkout(repository: Path, tmp_path: Path) -> Checkout:
-    return Checkout(repository, tmp_path)
+def checkout(repository: Path, tmp_path: Path) -> Iterator[Checkout]:
+    made = Checkout(repository, tmp_path)
+    yield made
+    made.close()
