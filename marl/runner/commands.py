@@ -19,6 +19,7 @@ def train(args: argparse.Namespace) -> int:
 
     config = load_experiment(args.config, args.overrides).config
     if args.dry_run:
+        say(f"# {config.name}: starting JAX and compiling the whole program, which takes a moment")
         from marl.runner.train import dry_run
 
         text, facts = dry_run(config)
