@@ -18,7 +18,7 @@ from marl.envs.probe.truncation import Truncation
 
 
 class Counter:
-    """A policy whose carry counts the rows it has acted on in this episode; its action is random, its extras the carry."""
+    """A policy whose carry counts the rows it has acted on in this episode; random action, the carry as extras."""
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
 
@@ -61,7 +61,8 @@ def test_the_row_after_a_transition_is_its_true_successor(cartpole: Rollout) -> 
     obs, last = np.asarray(cartpole.step.obs["cart"]), np.asarray(cartpole.step.last)
     action = np.asarray(cartpole.action["cart"])
     state, _ = env.reset(jax.random.key(0), env.default_params)
-    step = jax.jit(lambda x, a: env.step(jax.random.key(0), state.replace(motion=x), {"cart": a}, env.default_params)[1])
+    params = env.default_params
+    step = jax.jit(lambda x, a: env.step(jax.random.key(0), state.replace(motion=x), {"cart": a}, params)[1])
     checked = 0
     for t in range(0, 120, 7):
         for lane in range(4):
@@ -123,7 +124,7 @@ def test_hold_stops_a_lane_at_the_end_of_its_episode() -> None:
     after, _ = rollout_of(env, Counter(env.roles), 8, 200, hold=True)
     assert np.asarray(after.step.last).all()
     lengths = np.asarray(after.sums.length)
-    assert 8 <= lengths.min()
+    assert lengths.min() >= 8
     assert lengths.max() < 200
     np.testing.assert_array_equal(np.asarray(after.sums.returns["cart"])[:, 0], lengths)
 
@@ -139,7 +140,8 @@ def test_a_committed_action_is_the_one_executed_in_the_next_rollout() -> None:
         action = np.asarray(rollout.action["cart"])
         if promised is not None:
             np.testing.assert_array_equal(action[0], promised)
-            assert (np.asarray(rollout.extras["p"]["params"])[0] == version - 1).all(), "a' comes from the old parameters"
+            acted = np.asarray(rollout.extras["p"]["params"])[0]
+            assert (acted == version - 1).all(), "a' comes from the old parameters"
         promised = np.asarray(rollout.next_action["cart"])
 
 

@@ -26,7 +26,9 @@ from marl.envs.probe.roles import Roles
 SMALL = {"rollout": 4, "epochs": 1, "minibatches": 1, "hidden_sizes": (8,)}
 
 
-def make(env: Any = None, *, seeds: tuple[int, ...] = (0,), updates: int = 1, num_envs: int = 4, **options: Any) -> Fused:
+def make(
+    env: Any = None, *, seeds: tuple[int, ...] = (0,), updates: int = 1, num_envs: int = 4, **options: Any
+) -> Fused:
     env = env or Credit()
     policy = PPO(PPO.Config(**{**SMALL, **options}), env.roles)
     return Fused(env, {"all": policy}, ["all"], {}, num_envs=num_envs, seeds=seeds, updates_per_dispatch=updates)
@@ -153,7 +155,7 @@ def test_learners_with_different_rollouts_share_ticks_and_each_sees_its_own_leng
 
 
 def test_a_rollout_over_several_ticks_equals_the_same_rollout_in_one() -> None:
-    """The follower's batch of three ticks, against a follower whose partner does not learn (one tick of twelve rows)."""
+    """A follower's batch of three ticks, against one whose partner does not learn (one tick of twelve rows)."""
     env = Roles()
     follower = PPO(PPO.Config(**{**SMALL, "rollout": 12}), (env.roles[1],))
     leader = PPO(PPO.Config(**{**SMALL, "learning_rate": 1e-12}), (env.roles[0],))
