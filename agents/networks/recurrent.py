@@ -55,7 +55,8 @@ class GRU(nn.Module):
             h = self.step(jnp.where(start[..., None], 0.0, h), projected)
             return h, h
 
-        states: Array = jax.lax.scan(body, hidden, (self.project(x), first))[1]
+        projected = self.project(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], 3 * self.size)
+        states: Array = jax.lax.scan(body, hidden, (projected, first))[1]
         return states
 
     def __call__(self, hidden: Array, x: Array) -> Array:

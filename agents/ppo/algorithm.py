@@ -29,7 +29,7 @@ from marl.core.types import (
 )
 
 from .config import MAPPOConfig, PPOConfig
-from .learning import each_network, optimise, optimiser
+from .learning import each_network, optimise, optimiser, ravel
 from .losses import PolicyRows, ValueRows, critic_loss, policy_loss
 from .networks import Actor, Critic, from_groups, init_groups, make_network, spread, to_groups, unroll_groups
 from .values import denormalise, normalise, rescale_head
@@ -98,7 +98,7 @@ class PPO:
         numbers = {name: getattr(self.config, name) for name in HYPER} | (hyper or {})
         return LearnerState(
             params=params,
-            opt=each_network(jax.vmap(self._optimiser.init), params),
+            opt=each_network(lambda p: jax.vmap(self._optimiser.init)(ravel(p)), params),
             aux={"returns": moments} if running else {},
             hyper={name: jnp.asarray(x, jnp.float32) for name, x in numbers.items()},
             env_steps=jnp.zeros((), jnp.float32),
@@ -112,8 +112,8 @@ class PPO:
     def update(self, state: LearnerState, batch: Trajectory, key: Key) -> tuple[LearnerState, Metrics]:
         """Targets from the critics as they are, then `epochs` x `minibatches` gradient steps on them."""
         params, aux, rows, measured = self._prepare(state, batch)
-        if not self.config.recurrent:  # rows need not stay in sequence: [G, T, L] becomes [G, 1, T * L]
-            rows = jax.tree.map(lambda a: a.reshape(a.shape[0], 1, -1, *a.shape[3:]), rows)
+        if not self.config.recurrent:  # rows need not stay in sequence: [G, T, L] becomes [G, T * L]
+            rows = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, *a.shape[3:]), rows)
         rate = state.hyper["learning_rate"] * self._schedule(state.env_steps)
         losses = self._losses(state.hyper)
         params, opt, metrics = optimise(self.config, self._optimiser, losses, params, state.opt, rows, rate, key)

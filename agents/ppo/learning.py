@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -10,16 +13,18 @@ import jax.numpy as jnp
 import optax
 
 from marl.core.errors import ShapeError
+from marl.core.prng import permutation
 from marl.core.types import Array, Key, Metrics, Tree
 
 from .config import PPOConfig
+from .networks import map_groups
 
 Loss = Callable[[Tree, Tree], tuple[Array, Metrics]]
 Networks = Mapping[str, Mapping[str, Any]]  # by kind ("actor", "critic"), then by role or critic name
 T = TypeVar("T")
 
 
-def each_network(f: Callable[..., T], first: Networks, *others: Networks) -> dict[str, dict[str, T]]:
+def each_network(f: Callable[..., T], first: Networks, *others: Networks) -> Mapping[str, Mapping[str, T]]:
     """Applies `f` network by network: `{kind: {name: f(first[kind][name], ...)}}`."""
     return {k: {n: f(x, *(o[k][n] for o in others)) for n, x in by_name.items()} for k, by_name in first.items()}
 
@@ -32,6 +37,12 @@ def optimiser(config: PPOConfig, axis: str | None) -> optax.GradientTransformati
     )
 
 
+def ravel(stacked: Tree) -> Array:
+    """All leaves `[G, ...]` of stacked networks as one array `[G, P]`, group by group."""
+    leaves = jax.tree.leaves(stacked)
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+
+
 def optimise(
     config: PPOConfig,
     transform: optax.GradientTransformation,
@@ -42,45 +53,57 @@ def optimise(
     rate: Array,
     key: Key,
 ) -> tuple[Networks, Networks, Metrics]:
-    """`epochs` passes over `rows` (leaves `[G, T, L, ...]`), each in `minibatches` parts of the L sequences.
+    """`epochs` passes over `rows`, each in `minibatches` parts of its L rows (`[G, L, ...]`) or sequences (`[G, T, L, ...]`).
 
-    Every group's gradient is limited and applied on its own, so no agent's step depends on another's gradient.
+    Every group's gradient is limited and applied on its own, so no agent's step depends on another's gradient. The optimiser
+    works on one vector a group: many small arrays would cost more in calls than in arithmetic.
     Returns: parameters, optimiser states, and metrics averaged over groups and steps.
     Raises: ShapeError if `minibatches` does not divide L.
     """
-    lengths = sorted({leaf.shape[2] for leaf in jax.tree.leaves(rows)})
-    parts = config.minibatches
+    parts, axis = config.minibatches, 2 if config.recurrent else 1
+    lengths = sorted({leaf.shape[axis] for leaf in jax.tree.leaves(rows)})
     for length in lengths:
         if length % parts:
             what = "sequences (lanes)" if config.recurrent else "rows (rollout x lanes)"
             raise ShapeError(f"minibatches: {parts} does not divide the {length} {what} of one update on one device")
 
-    def gradient_step(loss: Loss, p: Tree, state: Tree, batch: Tree) -> tuple[Tree, Tree, Metrics]:
-        grads, metrics = jax.grad(loss, has_aux=True)(p, batch)
-        direction, state = transform.update(grads, state, p)
-        p = jax.tree.map(lambda a, d: a - rate * d, p, direction)
-        return p, state, metrics | {"grad_norm": optax.tree.norm(grads)}
-
-    def body(carry: tuple[Networks, Networks], chosen: dict[int, Array]) -> tuple[tuple[Networks, Networks], Metrics]:
+    def steps(carry: tuple[Networks, Networks], chosen: dict[int, Array]) -> tuple[tuple[Networks, Networks], Metrics]:
         def part(leaf: Array) -> Array:
-            return leaf if parts == 1 else jnp.take(leaf, chosen[leaf.shape[2]], axis=2)
+            return leaf if parts == 1 else jnp.take(leaf, chosen[leaf.shape[axis]], axis=axis)
 
-        def one(loss: Loss, p: Tree, state: Tree, batch: Tree) -> tuple[Tree, Tree, Metrics]:
-            stepped = jax.vmap(lambda *group: gradient_step(loss, *group))(p, state, jax.tree.map(part, batch))
-            return stepped
+        def one(loss: Loss, stacked: Tree, flat: Array, state: Tree, whole: Tree) -> tuple[Array, Tree, Metrics]:
+            def gradient_step(vector: Array, state: Tree, batch: Tree) -> tuple[Array, Tree, Metrics]:
+                grads, metrics = jax.grad(loss, has_aux=True)(_unravel(vector, stacked), batch)
+                grad = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(grads)])
+                direction, state = transform.update(grad, state)
+                return vector - rate * direction, state, metrics | {"grad_norm": optax.tree.norm(grad)}
 
-        done = each_network(one, losses, *carry, rows)
+            done: tuple[Array, Tree, Metrics] = map_groups(gradient_step, flat, state, jax.tree.map(part, whole))
+            return done
+
+        done = each_network(one, losses, params, *carry, rows)
         new = each_network(lambda d: d[0], done), each_network(lambda d: d[1], done)
         return new, _mean_metrics(each_network(lambda d: d[2], done))
 
     order = {}
     if parts > 1:
         for length in lengths:
-            keys = jax.random.split(jax.random.fold_in(key, length), config.epochs)
-            shuffled = jax.vmap(lambda k, n=length: jax.random.permutation(k, n))(keys)
+            keys = jax.random.split(key, config.epochs)
+            shuffled = jax.vmap(partial(permutation, n=length))(keys)
             order[length] = shuffled.reshape(config.epochs * parts, length // parts)
-    (params, opt), metrics = jax.lax.scan(body, (params, opt), order, length=config.epochs * parts)
+    start = each_network(ravel, params), opt
+    (flat, opt), metrics = jax.lax.scan(steps, start, order, length=config.epochs * parts)
+    params = each_network(lambda vectors, stacked: jax.vmap(lambda v: _unravel(v, stacked))(vectors), flat, params)
     return params, opt, {name: jnp.mean(value) for name, value in metrics.items()}
+
+
+def _unravel(vector: Array, stacked: Tree) -> Tree:
+    """One group's parameters from its vector, in the structure and shapes of `stacked` without the group axis."""
+    leaves, structure = jax.tree.flatten(stacked)
+    shapes = [leaf.shape[1:] for leaf in leaves]
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    parts = [vector[end - math.prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]
+    return jax.tree.unflatten(structure, parts)
 
 
 def _mean_metrics(by_network: Networks) -> Metrics:

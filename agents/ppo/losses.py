@@ -1,4 +1,7 @@
-"""The two losses of PPO for one group of agents: arrays `[T, L, ...]` of the rows of one minibatch in, a scalar out."""
+"""The two losses of PPO for one group of agents: arrays of one minibatch in, a scalar out.
+
+Arrays are `[L, ...]`, single rows, for feed-forward networks, and `[T, L, ...]`, whole sequences, for recurrent ones.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from .networks import Network
 
 @struct.dataclass
 class PolicyRows:
-    """What the policy learns from; T rows of L sequences. hidden: `[1, L, H]`, the state before row 0."""
+    """What the policy learns from. hidden: `[1, L, H]`, the state before row 0."""
 
     x: Array
     first: Array
@@ -32,7 +35,7 @@ class PolicyRows:
 
 @struct.dataclass
 class ValueRows:
-    """What a critic learns from; its K outputs have their own targets and masks `[T, L, K]`."""
+    """What a critic learns from; its K outputs have their own targets and masks `[..., K]`."""
 
     x: Array
     first: Array
@@ -56,24 +59,23 @@ def policy_loss(
     chosen = head.distribution(output, params.get("log_std"), rows.action_mask)
     log_prob = chosen.log_prob(rows.raw_action)
     weight = weights(rows.valid, axis)
-    surrogate = jnp.sum(weight * clipped_policy_gradient(log_prob, rows.log_prob, rows.advantage, clip))
-    entropy = jnp.sum(weight * chosen.entropy())
     log_ratio = jax.lax.stop_gradient(log_prob - rows.log_prob)
     ratio = jnp.exp(log_ratio)
-    metrics = {
-        "loss/policy": surrogate,
-        "policy/entropy": entropy,
-        "policy/approx_kl": jnp.sum(weight * ((ratio - 1.0) - log_ratio)),
-        "policy/clip_fraction": jnp.sum(weight * (jnp.abs(ratio - 1.0) > clip)),
+    each = {
+        "loss/policy": clipped_policy_gradient(log_prob, rows.log_prob, rows.advantage, clip),
+        "policy/entropy": chosen.entropy(),
+        "policy/approx_kl": (ratio - 1.0) - log_ratio,
+        "policy/clip_fraction": (jnp.abs(ratio - 1.0) > clip).astype(jnp.float32),
     }
-    return surrogate - entropy_coef * entropy, metrics
+    means = dict(zip(each, jnp.tensordot(jnp.stack(list(each.values())), weight, weight.ndim), strict=True))
+    return means["loss/policy"] - entropy_coef * means["policy/entropy"], means
 
 
 def critic_loss(
     params: Tree, rows: ValueRows, config: PPOConfig, network: Network, axis: str | None
 ) -> tuple[Array, Metrics]:
     """Weighted value loss, averaged over the valid rows of all devices."""
-    hidden = jnp.zeros((rows.x.shape[1], network.gru_size), jnp.float32) if network.gru_size else None
+    hidden = jnp.zeros((rows.x.shape[-2], network.gru_size), jnp.float32) if network.gru_size else None
     value: Any = network.apply({"params": params}, rows.x, hidden, rows.first, method="unroll")
     delta = config.huber_delta if config.value_loss == "huber" else None
     each = value_loss(value, rows.target, rows.old_value, config.value_clip, delta)

@@ -7,6 +7,7 @@ L = B n / G sequences.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -52,13 +53,17 @@ class Network(nn.Module):
         return self.head(x), hidden
 
     def unroll(self, x: Array, hidden: Array | None, first: Array) -> Array:
-        """Outputs `[T, B, outputs]` for inputs `[T, B, d]`; the state is reset where `first` (bool `[T, B]`)."""
-        x = self.torso(x)
+        """Outputs `[T, B, outputs]` for inputs `[T, B, d]`; the state is reset where `first` (bool `[T, B]`).
+
+        Without a GRU the leading axes are free.
+        """
+        lead = x.shape[:-1]
+        x = self.torso(x.reshape(-1, x.shape[-1]))  # one row axis: gradients of weights are then plain matrix products
         if hidden is not None:
-            x = self.gru.unroll(hidden, x, first)
+            x = self.gru.unroll(hidden, x.reshape(*lead, -1), first).reshape(-1, self.gru_size)
             x = self.norm(x) if self.normalise else x
         output: Array = self.head(x)
-        return output
+        return output.reshape(*lead, self.outputs)
 
 
 def make_network(config: PPOConfig, outputs: int, head_gain: float, recurrent: bool, log_std: bool = False) -> Network:
@@ -72,6 +77,16 @@ def make_network(config: PPOConfig, outputs: int, head_gain: float, recurrent: b
         gru_size=config.gru_size if recurrent else 0,
         log_std=log_std,
     )
+
+
+def map_groups(f: Callable[..., Any], *args: Any) -> Any:
+    """`f` for every group: `vmap` over the leading axis, or a plain call where that axis is 1.
+
+    The plain call is worth its line: on a CPU the gradient of a 64-64 network costs a tenth less without a batch axis of 1.
+    """
+    if jax.tree.leaves(args)[0].shape[0] > 1:
+        return jax.vmap(f)(*args)
+    return jax.tree.map(lambda x: x[None], f(*jax.tree.map(lambda x: x[0], args)))
 
 
 def init_groups(network: Network, key: Key, groups: int, inputs: int) -> Tree:
@@ -90,7 +105,7 @@ def unroll_groups(network: Network, params: Tree, x: Array, hidden: Array | None
     def one(p: Tree, *inputs: Any) -> Any:
         return network.apply({"params": p}, *inputs, method="unroll")
 
-    outputs: Array = jax.vmap(one)(params, x, hidden, first)
+    outputs: Array = map_groups(one, params, x, hidden, first)
     return outputs
 
 
@@ -168,7 +183,7 @@ class Actor:
         def grouped(a: Array) -> Array:
             return a.reshape(self.groups, size // self.groups, -1)
 
-        output, hidden = jax.vmap(one)(params, grouped(x), None if hidden is None else grouped(hidden))
+        output, hidden = map_groups(one, params, grouped(x), None if hidden is None else grouped(hidden))
         return output.reshape(size, -1), None if hidden is None else hidden.reshape(size, -1)
 
     def log_std(self, params: Tree) -> Array | None:

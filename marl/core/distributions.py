@@ -48,8 +48,7 @@ class Categorical:
         """f32 `[...]`; `action` int `[...]`."""
         chosen = action[..., None] == jnp.arange(self.logits.shape[-1], dtype=jnp.int32)
         # A masked sum costs less than a gather on small action sets, forwards and backwards.
-        at = jnp.sum(jnp.where(chosen, self.logits, 0.0), axis=-1)
-        return at - jax.nn.logsumexp(self.logits, axis=-1)
+        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0.0), axis=-1)
 
     def entropy(self) -> Array:
         """In nats, `[...]`."""
