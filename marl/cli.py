@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -237,6 +238,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    # SIGTERM, which a job scheduler sends, is treated like Ctrl-C; training itself saves a checkpoint first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
         if args is None:

@@ -65,6 +65,8 @@ def resume(run: str, overrides: Sequence[str], *, runs_dir: str = "runs", quiet:
         plan = make_plan(config)
         config = resolved(plan)
         with RunLock(run_dir, notice=say):
+            if not (run_dir / "meta.json").exists():  # killed while it began
+                start_run_folder(run_dir, config, plan, status="running")
             meta = read_json(run_dir / "meta.json")
             if overrides:
                 write_text_atomic(run_dir / "config.yaml", resolved_yaml(config))
@@ -120,7 +122,7 @@ def _new_run(config: ExperimentConfig, plan: Plan, runs_dir: Path) -> Iterator[P
         try:
             stack.enter_context(RunLock(run_dir, notice=say))
             start_run_folder(run_dir, config, plan, status="running")
-        except MarlError:
+        except (MarlError, KeyboardInterrupt):
             shutil.rmtree(run_dir, ignore_errors=True)
             with contextlib.suppress(OSError):
                 run_dir.parent.rmdir()

@@ -238,6 +238,23 @@ def test_an_interrupted_run_exits_130_with_a_checkpoint_and_resumes(
     assert_same_run(folder, reference)
 
 
+@pytest.mark.parametrize("signal_name", ["int", "term"])
+def test_an_interrupt_before_training_exits_130_and_leaves_nothing(lab: Lab, tmp_path: Path, signal_name: str) -> None:
+    stopped = lab.marl("train", lab.config, "--runs-dir", tmp_path, "--quiet", fault=f"meta.write:1:{signal_name}")
+    assert stopped.returncode == 130
+    assert stopped.stderr == "interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_began_can_be_resumed(lab: Lab, reference: Path, tmp_path: Path) -> None:
+    killed, folder = lab.train(tmp_path, fault="meta.write:1:kill")
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / "meta.json").exists()
+    assert lab.marl("resume", folder, "--quiet").returncode == 0
+    assert_same_run(folder, reference)
+
+
 @pytest.mark.parametrize(
     ("name", "harm"),
     [
