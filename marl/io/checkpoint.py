@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "load_arrays",
     "newest_valid",
+    "path_of",
     "prune",
     "read_header",
     "read_manifest",
@@ -57,7 +58,7 @@ def save(folder: Path, step: int, tree: Tree, header: dict[str, Any], *, tag: st
     half-written is removed and earlier checkpoints are untouched.
     """
     leaves = arrays.host_leaves(tree)
-    final = folder / f"ckpt-{step:012d}"
+    final = path_of(folder, step)
     temporary = folder / f"{final.name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +130,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
         return []
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return folder / f"ckpt-{step:012d}"
 
 
 def step_of(path: Path) -> int:

@@ -278,10 +278,15 @@ class TrainingLoop:
         self.progress.wall_s = self._wall()
         self.progress.metrics_offset = self.metrics.offset
         folder = self.run_dir / "checkpoints"
-        header = {"progress": self.progress.to_header(), "seeds": list(self.fused.seeds)}
         step = max(self.progress.env_steps)
+        best = list(self.progress.best_checkpoint)
+        for index, env_steps in enumerate(self.progress.env_steps):
+            if self.progress.best_return[index] is not None and self.progress.best_env_steps[index] == env_steps:
+                best[index] = checkpoints.path_of(folder, step).name
+        header = {"progress": {**self.progress.to_header(), "best_checkpoint": best}, "seeds": list(self.fused.seeds)}
         path = checkpoints.save(folder, step, state, header)
+        self.progress.best_checkpoint = best
         for index in range(len(self.fused.seeds)):
             self._save_policy(index, self.fused.published(state, index), "policy")
-        checkpoints.prune(folder, self.config.checkpoint.keep, [])
+        checkpoints.prune(folder, self.config.checkpoint.keep, [folder / name for name in best if name is not None])
         return path

@@ -11,8 +11,8 @@ class Progress:
     """Totals of a run. Lists are by seed, in the run's seed order.
 
     evaluations, checkpoints: how many multiples of `every` have been passed.  wall_s: seconds, all sessions.
-    best_return, best_env_steps: the highest mean validation return and where.  metrics_offset: bytes of metrics.jsonl
-    that this state covers.
+    best_return, best_env_steps: the highest mean validation return and where.  best_checkpoint: the name of the
+    checkpoint of the best state that was saved.  metrics_offset: bytes of metrics.jsonl that this state covers.
     """
 
     env_steps: list[int]
@@ -25,6 +25,7 @@ class Progress:
     wall_s: float = 0.0
     best_return: list[float | None] = dataclasses.field(default_factory=list)
     best_env_steps: list[int] = dataclasses.field(default_factory=list)
+    best_checkpoint: list[str | None] = dataclasses.field(default_factory=list)
     metrics_offset: int = 0
 
     @classmethod
@@ -36,6 +37,7 @@ class Progress:
             episodes=[0] * seeds,
             best_return=[None] * seeds,
             best_env_steps=[0] * seeds,
+            best_checkpoint=[None] * seeds,
         )
 
     @classmethod

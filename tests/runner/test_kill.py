@@ -352,6 +352,21 @@ def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(lab: Lab, tmp_p
     assert list_checkpoints(folder / "checkpoints") == []
 
 
+def test_the_best_checkpoint_outlives_the_newest_ones(lab: Lab, tmp_path: Path) -> None:
+    options = ("evaluate.every=100", "checkpoint.every=100", "checkpoint.keep=1")
+    done, folder = lab.train(tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    saved = [path.name for path in list_checkpoints(folder / "checkpoints")]
+    progress = read_header(folder / "checkpoints" / saved[-1])["progress"]
+    assert set(saved) == {*progress["best_checkpoint"], saved[-1]}
+    for index, seed in enumerate(SEEDS):
+        best = read_header(folder / "checkpoints" / progress["best_checkpoint"][index])["progress"]
+        evaluated = {
+            row["env_steps"]: row["eval/return/agent"] for row in rows_of(folder, "eval") if row["seed"] == seed
+        }
+        assert evaluated[best["env_steps"][index]] == pytest.approx(max(map(float, evaluated.values())))
+
+
 @pytest.mark.slow
 def test_metrics_that_cannot_be_written_fail_the_run_and_resume_goes_on(
     lab: Lab, reference: Path, tmp_path: Path
