@@ -100,6 +100,10 @@ class Panel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the last picture where it is; lines come below it from now on. Stopping twice is allowed."""
         if self in _active:
             _active.remove(self)
         if self._live is not None:

@@ -179,6 +179,7 @@ def _run(config: ExperimentConfig, plan: Plan, run_dir: Path, panel: Panel) -> i
             with contextlib.suppress(MarlError):
                 meta = read_json(run_dir / "meta.json")
                 write_json_atomic(run_dir / "meta.json", {**meta, "status": status, "ended": round(time.time(), 3)})
+    panel.stop()
     if status == "interrupted":
         next_commands([f"marl resume {run_dir}"])
         raise InterruptedRunError(f"interrupted; everything up to here is in the checkpoint of {run_dir}")

@@ -69,6 +69,17 @@ def test_the_live_panel_shows_phase_progress_and_roles() -> None:
     assert "a line [red]above[/red]" in text
 
 
+def test_lines_after_the_stop_come_below_the_panel(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    with Panel("probe", {}, stream=stream, live=True) as panel:
+        panel.stop()
+        shown = stream.getvalue()
+        console.say("next")
+        panel.stop()
+    assert stream.getvalue() == shown
+    assert capsys.readouterr().out == "next\n"
+
+
 def test_progress_follows_the_most_advanced_rule_and_counts_earlier_processes() -> None:
     panel = Panel("probe", {"env_steps": 1000, "wall_time": 100.0}, quiet=True)
     assert panel.fraction() == pytest.approx(0.0, abs=0.01)
