@@ -131,10 +131,20 @@ def gives_way(
     return near & they_move & (their_target == my_target)
 
 
-def after_giving_way(
-    driver: Driver, view: View, lane: jax.Array, target: jax.Array, deciding: jax.Array, act_order: str
+def settle(
+    driver: Driver,
+    view: View,
+    lane: jax.Array,
+    target: jax.Array,
+    chosen: jax.Array,
+    deciding: jax.Array,
+    act_order: str,
 ) -> jax.Array:
-    """Target lanes once those who are `deciding` and on their way to another lane have or have not turned back."""
+    """Target lanes at the end of the round: `chosen`, but `lane` for those who turn back on their way to another lane.
+
+    target: at the start of the round; what the others are seen to aim at (in sequential order: what those earlier in
+    the list have settled on).
+    """
     mover = deciding & (lane != target)
     if act_order == "jacobi":
 
@@ -143,7 +153,7 @@ def after_giving_way(
             return found | gives_way(driver, view, them, target, target[k], (lane != target)[k])
 
         found = jax.lax.fori_loop(0, lane.shape[0], look, jnp.zeros(lane.shape, bool), unroll=UNROLL)
-        return jnp.where(mover & found, lane, target)
+        return jnp.where(mover & found, lane, chosen)
 
     def decide_one(i: jax.Array, target: jax.Array) -> jax.Array:
         def row(leaf: jax.Array) -> jax.Array:
@@ -153,7 +163,9 @@ def after_giving_way(
         found = gives_way(jax.tree.map(row, driver), jax.tree.map(row, view), view, mine, target, lane != target).any(
             0, keepdims=True
         )
-        return jax.lax.dynamic_update_slice_in_dim(target, jnp.where(row(mover) & found, row(lane), mine), i, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(
+            target, jnp.where(row(mover) & found, row(lane), row(chosen)), i, axis=0
+        )
 
     settled: jax.Array = jax.lax.fori_loop(0, lane.shape[0], decide_one, target)
     return settled
@@ -174,14 +186,13 @@ def decide(state: HighwayState, order: Order, driver: Driver, config: HighwayCon
 
     deciding = ~state.crashed & (state.kind != CONTROLLED)
     moving = lane != state.target_lane
-    target = after_giving_way(driver, me, lane, state.target_lane, deciding, config.act_order)
-
     due = deciding & ~moving & (state.timer > driver.delay)
     possible = (candidates[1:3] >= 0) & (candidates[1:3] < config.lanes)
     possible &= jnp.abs(state.y - LANE_WIDTH * candidates[1:3]) <= 2 * LANE_WIDTH
     possible &= due & (jnp.abs(state.speed) >= driver.min_speed)
     change = possible & lane_change_wanted(driver, state.exponent, me, front, rear, nearby)
-    target = jnp.where(change[1], lane + 1, jnp.where(change[0], lane - 1, target))
+    chosen = jnp.where(change[1], lane + 1, jnp.where(change[0], lane - 1, state.target_lane))
+    target = settle(driver, me, lane, state.target_lane, chosen, deciding, config.act_order)
 
     slowed = jnp.where(nearby.front >= 0, braking_for(driver, me, front), 0)  # [4, n, lanes]
     on_target = jnp.where(target == lane - 1, slowed[1], jnp.where(target == lane + 1, slowed[2], slowed[3]))
