@@ -15,17 +15,19 @@ from marl.io import console
 from marl.io.files import dumps, write_failure, write_text_atomic
 from marl.runner import report_text as text
 from marl.runner.report_curves import curve_series
-from marl.runner.report_data import Collected, collect_runs
+from marl.runner.report_data import Collected, Origin, collect_runs
 from marl.runner.report_html import page
-from marl.runner.report_svg import N_COLOURS
 from marl.runner.report_table import REFERENCES, Section, make_sections
 from marl.runner.runs import resolve_run
 
+MAX_COMMANDS = 3
+
 
 class Report(NamedTuple):
-    """A finished report: its sections, and the files by name."""
+    """A finished report: its sections, where its numbers come from, and the files by name."""
 
     sections: list[Section]
+    origins: list[Origin]
     files: dict[str, Path]
 
 
@@ -47,9 +49,7 @@ def report(runs: Sequence[str], out: str | None = None, *, runs_dir: str = "runs
         for line in [*_plain_table(section), *text.findings(section)]:
             console.say(f"  {line}")
     console.say(f"tables: {', '.join(sorted(p.name for p in made.files.values() if p.suffix != '.html'))} in {folder}")
-    untested = {row.method.label for s in made.sections for row in s.rows if row.method.episodes_kind == "validation"}
-    commands = [shlex.join(["marl", "evaluate", run]) for run, path in zip(runs, paths, strict=True) if path.is_dir()]
-    commands = commands if untested or not any(s.rows for s in made.sections) else []
+    commands = [shlex.join(["marl", "evaluate", run]) for run in _untested(paths, made)][:MAX_COMMANDS]
     console.next_commands([*commands, shlex.join(["xdg-open", str(made.files["report.html"])])])
     return 0
 
@@ -103,7 +103,7 @@ def build_report(
     write_evaluations(
         files["evaluations.json"], [e for s in sections for row in s.rows for e in row.method.evaluations]
     )
-    return Report(sections, files)
+    return Report(sections, collected.origins, files)
 
 
 def _write(out: Path, texts: Mapping[str, str]) -> dict[str, Path]:
@@ -129,7 +129,7 @@ def _colours(sections: Sequence[Section], collected: Collected) -> dict[str, int
     learned = [r.method.label for s in sections for r in s.rows if r.method.kind == "learned"]
     drawn = [c.label for curves in collected.curves.values() for c in curves]
     others = [r.method.label for s in sections for r in s.rows]
-    return {label: i % N_COLOURS for i, label in enumerate(dict.fromkeys([*learned, *drawn, *others]))}
+    return {label: i for i, label in enumerate(dict.fromkeys([*learned, *drawn, *others]))}
 
 
 def _plain_table(section: Section) -> list[str]:
@@ -138,6 +138,13 @@ def _plain_table(section: Section) -> list[str]:
     rows = [columns, *([name, *cells[1:]] for name, cells in zip(names, table, strict=True))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _untested(paths: Sequence[Path], made: Report) -> list[str]:
+    """The run folders that have no test episodes yet."""
+    tested = {row.method.label for s in made.sections for row in s.rows if row.method.episodes_kind == "test"}
+    labels = {origin.path: origin.label for origin in made.origins}
+    return [str(p) for p in paths if p.is_dir() and labels.get(str(p.resolve()), "") not in {*tested, ""}]
 
 
 def _as_json(made: Report) -> dict[str, object]:

@@ -19,7 +19,7 @@ from marl.runner.report_text import (
 )
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser refuses what escaping might have missed
-MAX_MATRIX = 12
+MAX_MATRIX = 8
 
 METHOD = """
 <p>The unit of replication is the training seed. Means are over seeds and held-out test episodes; brackets are 95 %
@@ -86,7 +86,7 @@ def _section(section: Section, series: Mapping[str, Sequence[Series]], colours: 
     if series:
         parts.append("<h3>Learning curves</h3>")
         names = dict.fromkeys(s.label for tag in series.values() for s in tag)
-        chips = (f"<span class='chip'><i class='b{colours[n]}'></i>{escape(n)}</span>" for n in names)
+        chips = (f"<span class='chip'><i class='b{colours[n] % svg.N_COLOURS}'></i>{escape(n)}</span>" for n in names)
         parts.append(f"<p class='legend'>{''.join(chips)}</p><div class='panels'>")
         for tag in sorted(series, key=_tag_order):
             panel = svg.curve_panel(_tag_title(tag), series[tag], _levels(section, tag))
@@ -107,7 +107,7 @@ def _table(section: Section, colours: Mapping[str, int]) -> str:
     rows = []
     for row, cells in zip(section.rows, table, strict=True):
         learned = row.method.kind == "learned"
-        chip = f"<i class='b{colours[row.method.label]}'></i>" if learned else "<i class='b-base'></i>"
+        chip = f"<i class='b{colours[row.method.label] % svg.N_COLOURS}'></i>" if learned else "<i class='b-base'></i>"
         tags = "".join(f" <span class='mark'>{escape(mark)}</span>" for mark in marks(row))
         first = f"<th scope='row'>{chip}{escape(cells[0])}{tags}<small>{escape(row.method.algorithm)}</small></th>"
         rest = "".join(f"<td{_answer(cell)}>{_stacked(cell)}</td>" for cell in cells[1:])
@@ -129,17 +129,24 @@ def _answer(cell: str) -> str:
 
 
 def _matrix(section: Section, metric: str) -> str:
-    """Probability of improvement of every learned method over every other and the best of each kind that did not
-    learn.
+    """Probability of improvement of learned methods over each other and the best of each kind that did not learn.
+
+    A method with one training seed has no row: over one run there is no probability.
     """
     learned = [i for i, row in enumerate(section.rows) if row.method.kind == "learned" and metric in row.means]
+    tried = [i for i in learned if section.rows[i].n_seeds > 1][:MAX_MATRIX]
     others = [section.best(kind, metric) for kind in ("scripted", "random", "constant")]
-    against = [*learned, *(i for i in others if i is not None)][:MAX_MATRIX]
-    if not learned or len(against) < 2:
+    against = [*tried, *(i for i in learned if i not in tried)][:MAX_MATRIX]
+    against += [i for i in others if i is not None]
+    if not tried or len(against) < 2:
         return ""
-    head = "".join(f"<th scope='col'>{escape(section.rows[j].method.label)}</th>" for j in against)
+    labels = [section.rows[j].method.label for j in against]
+    names = [
+        section.rows[j].name if labels.count(label) > 1 else label for j, label in zip(against, labels, strict=True)
+    ]
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in names)
     rows = []
-    for i in learned[:MAX_MATRIX]:
+    for i in tried:
         cells = []
         for j in against:
             found = section.comparisons.get((i, j, metric))
@@ -152,7 +159,7 @@ def _matrix(section: Section, metric: str) -> str:
             cells.append(
                 f"<td class='{shade}' style='--a:{strength}'>{value:.2f}<small>[{low:.2f}, {high:.2f}]</small></td>"
             )
-        rows.append(f"<tr><th scope='row'>{escape(section.rows[i].method.label)}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr><th scope='row'>{escape(names[against.index(i)])}</th>{''.join(cells)}</tr>")
     role = f" ({escape(heading(metric))})" if len(section.returns) > 1 else ""
     return (
         f"<h3>Probability of improvement{role}</h3><p class='meta'>of a run of the row over a run of the column</p>"

@@ -75,6 +75,7 @@ svg .end{text-anchor:end}svg .mid{text-anchor:middle}
 .base{stroke:var(--base)}.base-fill{fill:var(--base)}
 .band{opacity:.16;stroke:none}
 .thin{fill:none;stroke-width:.8;opacity:.4}.thick{fill:none;stroke-width:2.2;stroke-linejoin:round}
+.dashed{stroke-dasharray:6 3}
 .interval{stroke-width:2.4;stroke-linecap:round}.seed{stroke-width:1.2;opacity:.55}
 @media print{section{break-inside:avoid;border:none}body{background:#fff}}
 """

@@ -15,7 +15,8 @@ from marl.runner.report_data import Floats
 WIDTH, HEIGHT = 520, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 42
 FOREST_ROW = 26
-FOREST_LEFT, FOREST_WIDTH = 300, 1060
+FOREST_WIDTH = 1060
+CHARACTER = 6.6  # width of one in a label
 LABEL_CHARACTERS = 42
 N_COLOURS = 8
 
@@ -108,12 +109,14 @@ def curve_panel(title: str, series: Sequence[Series], levels: Sequence[Level] = 
     for s in series:
         dot = 4 if len(s.mean) == 1 else 1.8 if len(s.mean) < 40 else 0.8
         band = path(np.concatenate([s.env_steps, s.env_steps[::-1]]), np.concatenate([s.low, s.high[::-1]]))
-        parts.append(f'<polygon class="band f{s.colour}" points="{band}"/>')
+        parts.append(f'<polygon class="band f{s.colour % N_COLOURS}" points="{band}"/>')
         if len(s.seeds) > 1:
-            parts += [f'<polyline class="thin s{s.colour}" points="{path(s.env_steps, one)}"/>' for one in s.seeds]
-        parts.append(f'<polyline class="thick s{s.colour}" points="{path(s.env_steps, s.mean)}"/>')
+            parts += [
+                f'<polyline class="thin {_stroke(s.colour)}" points="{path(s.env_steps, one)}"/>' for one in s.seeds
+            ]
+        parts.append(f'<polyline class="thick {_stroke(s.colour)}" points="{path(s.env_steps, s.mean)}"/>')
         parts += [
-            f'<circle class="hit f{s.colour}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="{dot}">'
+            f'<circle class="hit f{s.colour % N_COLOURS}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="{dot}">'
             f"<title>{escape(s.label)}: {b:.4g} at {int(a):,} env steps</title></circle>"
             for a, b in zip(s.env_steps, s.mean, strict=True)
         ]
@@ -128,10 +131,11 @@ def forest(title: str, bars: Sequence[Bar]) -> str:
     ends = [v for b in bars for v in (b.interval.low, b.interval.high, *b.seeds.tolist())]
     scale_ticks = ticks(min(ends), max(ends), 8)
     height = TOP + FOREST_ROW * len(bars) + 30
-    scale = (FOREST_WIDTH - FOREST_LEFT - 20) / (scale_ticks[-1] - scale_ticks[0])
+    left = 24 + CHARACTER * max(len(_short(b.label)) + len(b.note) for b in bars)
+    scale = (FOREST_WIDTH - left - 20) / (scale_ticks[-1] - scale_ticks[0])
 
     def x(value: float) -> float:
-        return FOREST_LEFT + (value - scale_ticks[0]) * scale
+        return left + (value - scale_ticks[0]) * scale
 
     parts = [_open(FOREST_WIDTH, height, title), f'<text class="title" x="8" y="18">{escape(title)}</text>']
     for tick in scale_ticks:
@@ -139,11 +143,15 @@ def forest(title: str, bars: Sequence[Bar]) -> str:
         parts.append(f'<text class="tick mid" x="{x(tick):.1f}" y="{height - 10}">{number(tick)}</text>')
     for row, bar in enumerate(bars):
         middle = TOP + FOREST_ROW * row + FOREST_ROW / 2
-        stroke, fill = ("base", "base-fill") if bar.colour is None else (f"s{bar.colour}", f"f{bar.colour}")
+        stroke, fill = (
+            ("base", "base-fill")
+            if bar.colour is None
+            else (f"s{bar.colour % N_COLOURS}", f"f{bar.colour % N_COLOURS}")
+        )
         value, low, high = bar.interval
         said = f"{bar.label}: {value:.4g} [{low:.4g}, {high:.4g}]"
         parts.append(f"<g><title>{escape(said)}</title>")
-        name = f'<text class="name end" x="{FOREST_LEFT - 14}" y="{middle + 4:.1f}">{escape(_short(bar.label))}'
+        name = f'<text class="name end" x="{left - 14:.0f}" y="{middle + 4:.1f}">{escape(_short(bar.label))}'
         parts.append(name + (f'<tspan class="note"> {escape(bar.note)}</tspan></text>' if bar.note else "</text>"))
         if len(bar.seeds) > 1:
             parts += [f'<path class="seed {stroke}" d="M{x(s):.1f},{middle - 8:.1f}v16"/>' for s in bar.seeds.tolist()]
@@ -154,6 +162,11 @@ def forest(title: str, bars: Sequence[Bar]) -> str:
 
 def _open(width: int, height: int, title: str) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
+
+
+def _stroke(colour: int) -> str:
+    """Colours repeat after the last one, dashed."""
+    return f"s{colour % N_COLOURS}{' dashed' if colour >= N_COLOURS else ''}"
 
 
 def _short(label: str) -> str:

@@ -29,6 +29,11 @@ class Summary:
     seed_means: dict[str, Floats]
 
     @property
+    def name(self) -> str:
+        """Label and how it acted: what tells rows apart."""
+        return f"{self.method.label} ({self.method.actions})"
+
+    @property
     def n_seeds(self) -> int:
         return len(self.method.evaluations)
 
@@ -58,6 +63,17 @@ class Comparison:
     difference: Interval
     improvement: Interval
     episodes: int
+
+    def turned(self) -> Comparison:
+        """Method `b` against `a`."""
+        gap, share = self.difference, self.improvement
+        return dataclasses.replace(
+            self,
+            a=self.b,
+            b=self.a,
+            difference=Interval(-gap.value, -gap.high, -gap.low),
+            improvement=Interval(1.0 - share.value, 1.0 - share.high, 1.0 - share.low),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +161,14 @@ def _section(world: str, title: str, methods: Sequence[Method], curves: Iterable
     comparisons = {}
     for i, row in enumerate(rows):
         for j, other in enumerate(rows):
-            if i != j and row.method.kind != "constant":
+            if (
+                i < j and row.method.kind != "constant"
+            ):  # constant actions come last: they are compared with, not compared
                 for metric in row.means:
                     if metric.startswith("return/") and metric in other.means:
-                        comparisons[i, j, metric] = _compare(row.method, other.method, metric, resamples)
+                        comparison = _compare(row.method, other.method, metric, resamples)
+                        comparisons[i, j, metric] = comparison
+                        comparisons[j, i, metric] = comparison.turned()
     return Section(world, title, tuple(rows), comparisons, tuple(curves))
 
 

@@ -132,8 +132,8 @@ def findings(section: Section) -> list[str]:
                     .replace(", ", " to ")
                 )
                 sentences.append(
-                    f"{row.method.label} ({row.method.actions}) {says} the {name}, {against.b.label}{role}: "
-                    f"difference {gap}, {how}{', preliminary' if row.preliminary else ''}."
+                    f"{row.name} {says} the {name}, {against.b.label}{role}: "
+                    f"difference {', '.join([gap, how, *marks(row)])}."
                 )
     return sentences
 

@@ -168,6 +168,20 @@ def test_no_text_of_a_run_becomes_markup(make: Any, tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)\]\(", markdown.split("-->", 1)[1])
 
 
+def test_the_matrix_is_over_runs_and_keeps_the_references(make: Any, tmp_path: Path) -> None:
+    records = [make.evaluation(f"single-{i}", 60.0 + i) for i in range(9)]
+    records += [make.evaluation("several", 50.0, seed=seed) for seed in range(2)]
+    records.append(make.evaluation("several", 51.0, greedy=True))
+    records.append(make.evaluation("still", 10.0, algorithm="scripted/constant"))
+    write_evaluations(tmp_path / "e.json", records)
+    page = make.report([tmp_path / "e.json"], tmp_path / "out").files["report.html"].read_text()
+    matrix = page.partition("<table class='matrix'>")[2].partition("</table>")[0]
+    assert matrix.count("<tr>") == 1 + 1  # the heading, and the one method with more than one run
+    assert "<th scope='row'>several" in matrix
+    assert "<th scope='col'>still</th>" in matrix
+    assert matrix.count("scope='col'") == 8 + 1
+
+
 def test_roles_have_columns_of_their_own(make: Any, tmp_path: Path) -> None:
     records = []
     for label, algorithm, shift in (("x", "ppo", 5.0), ("c", "scripted/constant", 0.0)):
