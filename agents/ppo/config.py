@@ -18,6 +18,7 @@ _PAPER: dict[str, Any] = {
     "minibatches": 1,
     "value_loss": "huber",
     "value_clip": 0.2,
+    "value_normalisation": "none",
     "max_grad_norm": 10.0,
     "adam_eps": 1e-5,
     "recurrent": True,
@@ -55,7 +56,7 @@ class PPOConfig(AgentConfig):
     gamma: float = Field(0.99, ge=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
     normalise_advantage: bool = True
-    value_normalisation: Literal["none", "running"] = "none"
+    value_normalisation: Literal["none", "running"] = "running"
     clip: float = Field(0.2, gt=0)
     value_clip: float | None = Field(None, gt=0)
     value_loss: Literal["mse", "huber"] = "mse"

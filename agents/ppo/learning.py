@@ -53,10 +53,10 @@ def optimise(
     rate: Array,
     key: Key,
 ) -> tuple[Networks, Networks, Metrics]:
-    """`epochs` passes over `rows`, each in `minibatches` parts of its L rows (`[G, L, ...]`) or sequences (`[G, T, L, ...]`).
+    """`epochs` passes, each in `minibatches` parts of the L rows (`[G, L, ...]`) or sequences (`[G, T, L, ...]`).
 
-    Every group's gradient is limited and applied on its own, so no agent's step depends on another's gradient. The optimiser
-    works on one vector a group: many small arrays would cost more in calls than in arithmetic.
+    Every group's gradient is limited and applied on its own, so no agent's step depends on another's gradient. The
+    optimiser works on one vector a group: many small arrays would cost more in calls than in arithmetic.
     Returns: parameters, optimiser states, and metrics averaged over groups and steps.
     Raises: ShapeError if `minibatches` does not divide L.
     """
