@@ -28,7 +28,7 @@ class Order(NamedTuple):
         return jnp.take_along_axis(leaf, self.place, axis=0)
 
 
-UNROLL = 11  # vehicles a turn of the counting loops
+UNROLL = 5  # vehicles a turn of the counting loops
 
 
 def along_the_road(x: jax.Array) -> Order:
