@@ -4,6 +4,8 @@ contact.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,6 @@ from marl.envs.heterogeneous_highway.dynamics import advance, meta_action, speed
 from marl.envs.heterogeneous_highway.ordering import along_the_road
 from marl.envs.heterogeneous_highway.params import AGGRESSIVE, CONTROLLED, DEFENSIVE, NORMAL, HighwayConfig
 from marl.envs.heterogeneous_highway.traffic import (
-    Neighbours,
     View,
     braking_for,
     closing_speed,
@@ -25,6 +26,25 @@ from marl.envs.heterogeneous_highway.traffic import (
 )
 
 pytestmark = pytest.mark.usefixtures("x64")
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def decided(state, drivers, config):
+    return decide(state, along_the_road(state.x), drivers, config)
+
+
+@jax.jit
+def collided(state):
+    return collide(state, along_the_road(state.x), 0.2)
+
+
+@jax.jit
+def wanted_changes(state, drivers):
+    """MOBIL's answer for the lanes to the left and right of each vehicle on a road of four."""
+    current = state.target_lane
+    nearby = neighbours(state.y, along_the_road(state.x), jnp.stack([current, current - 1, current + 1]), 4)
+    view = View(state.x, state.speed, jnp.ones_like(state.x), jnp.zeros_like(state.x), state.target_speed)
+    return lane_change_wanted(drivers, state.exponent, view, view.at(nearby.front), view.at(nearby.rear), nearby)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +108,7 @@ def test_only_normal_drivers_brake_unless_asked(scene, drivers_of, kind, exponen
     np.testing.assert_allclose(value, idm, atol=5e-6)
     np.testing.assert_allclose(desired_gap(driver, me.speed, closing_speed(me, front)), gap, atol=5e-5)
     for mode, expected in (("released", released), ("idm", follows)):
-        decision = decide(state, along_the_road(state.x), drivers, HighwayConfig(hetero_longitudinal=mode))
+        decision = decided(state, drivers, HighwayConfig(hetero_longitudinal=mode))
         np.testing.assert_allclose(decision.acceleration[0], expected, atol=1e-12)
 
 
@@ -125,13 +145,7 @@ def test_speed_control_is_the_reference_acceleration():
 def test_lane_changes_are_wanted_as_in_the_reference(scene, drivers_of, others, politeness, expected):
     x, lane, speed = (np.asarray(c, float) for c in zip((200, 1, 25), *others, strict=True))
     state = scene(x, 4 * lane, speed=speed, target_speed=np.concatenate([[30], speed[1:]]))
-    current = state.target_lane
-    candidates = jnp.stack([current, current - 1, current + 1])
-    nearby = neighbours(state.y, along_the_road(state.x), candidates, 4)
-    view = View(state.x, state.speed, jnp.ones_like(state.x), jnp.zeros_like(state.x), state.target_speed)
-    front, rear = view.at(nearby.front), view.at(nearby.rear)
-    drivers = drivers_of(state, politeness_normal=politeness)
-    wanted = lane_change_wanted(drivers, state.exponent, view, front, rear, Neighbours(*nearby))
+    wanted = wanted_changes(state, drivers_of(state, politeness_normal=politeness))
     assert tuple(bool(v) for v in wanted[:, 0, 0]) == expected
 
 
@@ -150,7 +164,7 @@ def test_lane_changes_are_wanted_as_in_the_reference(scene, drivers_of, others, 
 def test_contact_is_the_reference_contact(scene, a, b, crash, push, swap):
     x, y, heading, speed = zip(*((b, a) if swap else (a, b)), strict=True)
     state = scene(x, y, heading=heading, speed=speed)
-    after = collide(state, along_the_road(state.x), 0.2)
+    after = collided(state)
     mine, other = (1, 0) if swap else (0, 1)
     assert after.crashed[:, 0].tolist() == [crash, crash]
     assert after.struck[:, 0].tolist() == [push is not None] * 2
@@ -190,6 +204,6 @@ def test_lane_actions_at_the_edge_and_out_of_reach_do_nothing():
 
 def test_controlled_vehicles_are_followed_but_decide_nothing(scene, drivers_of):
     state = scene([100, 110], [4, 4], speed=[25, 15], kind=[CONTROLLED, NORMAL], timer=[5, 5])
-    decision = decide(state, along_the_road(state.x), drivers_of(state), HighwayConfig())
+    decision = decided(state, drivers_of(state), HighwayConfig())
     assert (int(decision.target_lane[0, 0]), float(decision.acceleration[0, 0])) == (1, 0.0)
     assert float(decision.timer[0, 0]) == 5.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +11,16 @@ import pytest
 
 from marl.envs.heterogeneous_highway.env import HeterogeneousHighway
 from marl.envs.heterogeneous_highway.ordering import along_the_road
-from marl.envs.heterogeneous_highway.params import CONTROLLED
+from marl.envs.heterogeneous_highway.params import CONTROLLED, HighwayConfig
 from marl.envs.heterogeneous_highway.state import agent_ids, lane_of
-from marl.envs.heterogeneous_highway.traffic import neighbours
+from marl.envs.heterogeneous_highway.traffic import decide, neighbours
 
 N, SCENES = 20, 40
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def decided(state, drivers, config):
+    return decide(state, along_the_road(state.x), drivers, config)
 
 
 def crowded(seed: int, agents: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -109,7 +116,9 @@ def test_neighbours_are_found_as_by_looking_at_everybody(x64, scene, oracle):
     state = scene(leaves.pop("x"), leaves.pop("y"), **leaves)
     lane = lane_of(state.y, 8)
     candidates = jnp.stack([lane, lane - 1, lane + 1, state.target_lane])
-    found = neighbours(state.y, along_the_road(state.x), candidates, 8)
+    found = jax.jit(lambda x, y, c: neighbours(y, along_the_road(x), c, 8))(state.x, state.y, candidates)
+    found = jax.tree.map(np.asarray, found)
+    candidates = np.asarray(candidates)
     for i in range(SCENES):
         road = _road(oracle, state, i, (0,), {"act_order": "jacobi"})
         ids = {id(car): number for number, car in enumerate(road.cars)}
@@ -129,9 +138,6 @@ def test_order_along_the_road_puts_the_later_of_two_level_vehicles_first():
 
 
 def test_a_driver_turns_back_only_for_someone_ahead_who_is_changing_into_the_same_lane(scene, drivers_of):
-    from marl.envs.heterogeneous_highway.params import HighwayConfig
-    from marl.envs.heterogeneous_highway.traffic import decide
-
     for x, lane, target, expected in (
         ([100, 115], [1, 3], [2, 2], [1, 2]),  # both want lane 2: the one behind gives way
         ([100, 95], [1, 3], [2, 2], [2, 3]),  # the other way round
@@ -141,18 +147,15 @@ def test_a_driver_turns_back_only_for_someone_ahead_who_is_changing_into_the_sam
         with jax.enable_x64(True):
             state = scene(x, 4 * np.asarray(lane), target_lane=target, speed=[22, 22])
             for order in ("jacobi", "sequential"):
-                decision = decide(state, along_the_road(state.x), drivers_of(state), HighwayConfig(act_order=order))
+                decision = decided(state, drivers_of(state), HighwayConfig(act_order=order))
                 assert decision.target_lane[:, 0].tolist() == expected
 
 
 def test_sequential_order_lets_the_first_of_three_free_the_way_for_the_second(x64, scene, drivers_of):
     """Vehicle 0 gives way to 2, so that 1, behind 0 and heading for the same lane, no longer has to give way to 0."""
-    from marl.envs.heterogeneous_highway.params import HighwayConfig
-    from marl.envs.heterogeneous_highway.traffic import decide
-
     state = scene([150, 120, 180], [4, 12, 12], target_lane=[2, 2, 2], speed=[22, 22, 22])
     targets = {}
     for order in ("jacobi", "sequential"):
-        decision = decide(state, along_the_road(state.x), drivers_of(state), HighwayConfig(act_order=order))
+        decision = decided(state, drivers_of(state), HighwayConfig(act_order=order))
         targets[order] = decision.target_lane[:, 0].tolist()
     assert targets == {"jacobi": [1, 3, 2], "sequential": [1, 2, 2]}
