@@ -67,21 +67,28 @@ def optimise(
             what = "sequences (lanes)" if config.recurrent else "rows (rollout x lanes)"
             raise ShapeError(f"minibatches: {parts} does not divide the {length} {what} of one update on one device")
 
-    def steps(carry: tuple[Networks, Networks], chosen: dict[int, Array]) -> tuple[tuple[Networks, Networks], Metrics]:
-        def part(leaf: Array) -> Array:
-            return leaf if parts == 1 else jnp.take(leaf, chosen[leaf.shape[axis]], axis=axis)
+    packed = each_network(partial(_pack, axis=axis), rows)
 
-        def one(loss: Loss, stacked: Tree, flat: Array, state: Tree, whole: Tree) -> tuple[Array, Tree, Metrics]:
+    def steps(carry: tuple[Networks, Networks], chosen: dict[int, Array]) -> tuple[tuple[Networks, Networks], Metrics]:
+        def part(matrix: Array) -> Array:
+            where = (*[slice(None)] * axis, chosen[matrix.shape[axis]])
+            return matrix.at[where].get(mode="promise_in_bounds", unique_indices=True)
+
+        def one(
+            loss: Loss, stacked: Tree, flat: Array, state: Tree, whole: Tree, matrices: list[Array]
+        ) -> tuple[Array, Tree, Metrics]:
+            batch = whole if parts == 1 else _unpack([part(matrix) for matrix in matrices], whole, axis)
+
             def gradient_step(vector: Array, state: Tree, batch: Tree) -> tuple[Array, Tree, Metrics]:
                 grads, metrics = jax.grad(loss, has_aux=True)(_unravel(vector, stacked), batch)
                 grad = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(grads)])
                 direction, state = transform.update(grad, state)
                 return vector - rate * direction, state, metrics | {"grad_norm": optax.tree.norm(grad)}
 
-            done: tuple[Array, Tree, Metrics] = map_groups(gradient_step, flat, state, jax.tree.map(part, whole))
+            done: tuple[Array, Tree, Metrics] = map_groups(gradient_step, flat, state, batch)
             return done
 
-        done = each_network(one, losses, params, *carry, rows)
+        done = each_network(one, losses, params, *carry, rows, packed)
         new = each_network(lambda d: d[0], done), each_network(lambda d: d[1], done)
         return new, _mean_metrics(each_network(lambda d: d[2], done))
 
@@ -95,6 +102,33 @@ def optimise(
     (flat, opt), metrics = jax.lax.scan(steps, start, order, length=config.epochs * parts)
     params = each_network(lambda vectors, stacked: jax.vmap(lambda v: _unravel(v, stacked))(vectors), flat, params)
     return params, opt, {name: jnp.mean(value) for name, value in metrics.items()}
+
+
+def _pack(rows: Tree, axis: int) -> list[Array]:
+    """The leaves of `rows` side by side, f32 `[..., L, width]`: one gather of wide rows beats many small ones.
+
+    One matrix for the leaves of each leading shape, up to and with `axis`. Small integers and truth values stay exact.
+    """
+    columns: dict[tuple[int, ...], list[Array]] = {}
+    for leaf in jax.tree.leaves(rows):
+        lead = leaf.shape[: axis + 1]
+        columns.setdefault(lead, []).append(leaf.reshape(*lead, -1).astype(jnp.float32))
+    return [jnp.concatenate(parts, axis=-1) for parts in columns.values()]
+
+
+def _unpack(matrices: list[Array], like: Tree, axis: int) -> Tree:
+    """The inverse of `_pack` on some of the rows: the structure, types and trailing shapes are those of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    sources = dict(zip(dict.fromkeys(leaf.shape[: axis + 1] for leaf in leaves), matrices, strict=True))
+    used = dict.fromkeys(sources, 0)
+    unpacked = []
+    for leaf in leaves:
+        lead, shape = leaf.shape[: axis + 1], leaf.shape[axis + 1 :]
+        source, start, width = sources[lead], used[lead], math.prod(shape)
+        part = source[..., start : start + width].reshape(*source.shape[:-1], *shape)
+        unpacked.append(part.astype(leaf.dtype))
+        used[lead] = start + width
+    return jax.tree.unflatten(structure, unpacked)
 
 
 def _unravel(vector: Array, stacked: Tree) -> Tree:
