@@ -64,8 +64,20 @@ def act_through(algorithm: Algorithm, state: LearnerState, steps: TimeStep, key:
     return Trajectory(steps, action, extras, carry, {}, jnp.zeros(lanes, jnp.int32))
 
 
+def draw_state(algorithm: Any) -> LearnerState:
+    """A learner with drawn parameters; compiling `init` takes longer than most tests do."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(algorithm.init, stream(0, "init"))
+    state: LearnerState = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    hyper = {name: jnp.float32(getattr(algorithm.config, name)) for name in state.hyper}
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.5, leaf.shape), jnp.float32), state.params)
+    return state.replace(params=params, hyper=hyper)  # type: ignore[attr-defined, no-any-return]
+
+
 class Rollouts:
     """`rollout(algorithm, state, ...)` makes time steps and acts on them; `rollout.act` acts on given ones."""
+
+    draw_state = staticmethod(draw_state)
 
     def __init__(self) -> None:
         self._compiled: dict[int, Any] = {}

@@ -41,7 +41,7 @@ class Plain(NamedTuple):
 @pytest.fixture(scope="module")
 def plain(rollout: Any) -> Plain:
     algorithm = PPO(PPOConfig(**ONE_STEP, last_action=False), PAIR)
-    state = jax.jit(algorithm.init)(stream(0, "init"))
+    state = rollout.draw_state(algorithm)
     return Plain(algorithm, state, rollout(algorithm, state, ends=0.3), jax.jit(algorithm.update))
 
 
@@ -84,7 +84,7 @@ def test_the_learner_recomputes_the_probabilities_that_acted(
 ) -> None:
     """With resets, hidden states, last actions and ids in play, every ratio is 1 before the first step."""
     algorithm = PPO(PPOConfig(**ONE_STEP, recurrent=True, **options), specs)
-    state = jax.jit(algorithm.init)(stream(0, "init"))
+    state = rollout.draw_state(algorithm)
     batch = rollout(algorithm, state)
     assert bool(batch.step.first[1:].any())
     _, metrics = jax.jit(algorithm.update)(state, batch, KEY)
@@ -96,7 +96,7 @@ def test_the_learner_recomputes_the_probabilities_that_acted(
 def test_two_shards_make_the_step_of_the_joined_batch(rollout: Any, algorithm_class: type[PPO]) -> None:
     config = algorithm_class.Config(**ONE_STEP | {"value_normalisation": "running"})
     joined, sharded = algorithm_class(config, PAIR), algorithm_class(config, PAIR, axis="devices")
-    state = jax.jit(joined.init)(stream(0, "init"))
+    state = rollout.draw_state(joined)
     batch = rollout(joined, state)
     expected, metrics = jax.jit(joined.update)(state, batch, KEY)
 
@@ -179,7 +179,7 @@ def test_the_better_action_becomes_likely(rollout: Any) -> None:
     """A bandit: action 2 pays 1, the others nothing."""
     config = PPOConfig(rollout=8, epochs=4, minibatches=2, hidden_sizes=(8,), learning_rate=0.03, last_action=False)
     algorithm = PPO(config, PAIR)
-    state = jax.jit(algorithm.init)(stream(0, "init"))
+    state = rollout.draw_state(algorithm)
     step = jax.jit(algorithm.update)
     steps = rollout(algorithm, state, rows=8, lanes=8, ends=0.0).step
     for i in range(12):
