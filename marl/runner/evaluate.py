@@ -98,9 +98,7 @@ def _show(folder: Path, results: dict[int, EpisodeResult], greedy: bool, episode
     say(table(rows))
     few = ", preliminary" if preliminary(len(results)) else ""
     how = "greedy" if greedy else "sampled"
-    say(
-        f"{len(results)} training seeds x {episodes} test episodes, {how} actions; bootstrap over seeds and episodes{few}"
-    )
+    say(f"{len(results)} seeds x {episodes} test episodes, {how} actions; bootstrap over seeds and episodes{few}")
     next_commands([f"marl render {folder} -o episode.gif", f"marl report {folder}"])
 
 

@@ -23,14 +23,16 @@ from marl.envs.probe.cartpole import CartPole
 from marl.envs.probe.credit import Credit
 from marl.envs.probe.roles import Roles
 
+from .tiny import Tiny
+
 SMALL = {"rollout": 4, "epochs": 1, "minibatches": 1, "hidden_sizes": (8,)}
 
 
 def make(
-    env: Any = None, *, seeds: tuple[int, ...] = (0,), updates: int = 1, num_envs: int = 4, **options: Any
+    env: Any = None, *, seeds: tuple[int, ...] = (0,), updates: int = 1, num_envs: int = 4, ppo: Any = None
 ) -> Fused:
     env = env or Credit()
-    policy = PPO(PPO.Config(**{**SMALL, **options}), env.roles)
+    policy: Any = Tiny(env.roles) if ppo is None else PPO(PPO.Config(**{**SMALL, **ppo}), env.roles)
     return Fused(env, {"all": policy}, ["all"], {}, num_envs=num_envs, seeds=seeds, updates_per_dispatch=updates)
 
 
@@ -60,9 +62,9 @@ def test_many_updates_in_one_dispatch_equal_many_dispatches() -> None:
     assert_equal(together, apart)
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_fused_equals_an_actor_and_a_learner_that_exchange_numpy_arrays(recurrent: bool) -> None:
-    fused = make(recurrent=recurrent)
+@pytest.mark.parametrize("ppo", [None, {"recurrent": True}], ids=["tiny", "recurrent ppo"])
+def test_fused_equals_an_actor_and_a_learner_that_exchange_numpy_arrays(ppo: Any) -> None:
+    fused = make(ppo=ppo)
     state, _, _ = run(fused, 4)
     policy, env, policies = fused.learners["all"], fused.env, fused.policies
     learner: LearnerState = policy.init(stream(0, "init", "all"))
@@ -106,7 +108,7 @@ def test_a_group_of_seeds_repeats_itself_and_each_seed_equals_itself_alone() -> 
 
 def test_seeds_differ_from_each_other() -> None:
     state, _, _ = run(make(seeds=(0, 1)), 1)
-    kernel = jax.tree.leaves(state.learners["all"].params)[-1]
+    kernel = state.learners["all"].params["agent"]
     assert not np.allclose(kernel[0], kernel[1])
 
 
@@ -129,10 +131,10 @@ class TwoLengths:
         self.lengths: dict[str, list[int]] = {"leader": [], "follower": []}
         policies = {}
         for spec, rollout in zip(env.roles, (leader, follower), strict=True):
-            policies[spec.name] = self._watched(PPO(PPO.Config(**{**SMALL, "rollout": rollout}), (spec,)), spec.name)
+            policies[spec.name] = self._watched(Tiny((spec,), rollout), spec.name)
         self.fused = Fused(env, policies, list(policies), {}, num_envs=4, seeds=(0,), updates_per_dispatch=1)
 
-    def _watched(self, policy: PPO, name: str) -> PPO:
+    def _watched(self, policy: Tiny, name: str) -> Tiny:
         plain = policy.update
 
         def update(state: Any, batch: Trajectory, key: Any) -> Any:
@@ -157,17 +159,16 @@ def test_learners_with_different_rollouts_share_ticks_and_each_sees_its_own_leng
 def test_a_rollout_over_several_ticks_equals_the_same_rollout_in_one() -> None:
     """A follower's batch of three ticks, against one whose partner does not learn (one tick of twelve rows)."""
     env = Roles()
-    follower = PPO(PPO.Config(**{**SMALL, "rollout": 12}), (env.roles[1],))
-    leader = PPO(PPO.Config(**{**SMALL, "learning_rate": 1e-12}), (env.roles[0],))
-    policies = {"leader": leader, "follower": follower}
+    follower, leader = Tiny((env.roles[1],), 12), Tiny((env.roles[0],), learning_rate=0.0)
+    policies: Any = {"leader": leader, "follower": follower}
     ticked = Fused(env, policies, ["leader", "follower"], {}, num_envs=4, seeds=(0,), updates_per_dispatch=1)
     state, _, _ = run(ticked, 2)
     frozen = leader.publish(leader.init(stream(0, "init", "leader")))
     whole = Fused(env, policies, ["follower"], {"leader": frozen}, num_envs=4, seeds=(0,), updates_per_dispatch=1)
     other, _, _ = run(whole, 2)
-    ours, theirs = state.learners["follower"].params, other.learners["follower"].params
-    for x, y in zip(jax.tree.leaves(ours["critic"]), jax.tree.leaves(theirs["critic"]), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+    ours, theirs = state.learners["follower"], other.learners["follower"]
+    np.testing.assert_array_equal(ours.aux["seen"], theirs.aux["seen"])  # every row's carry, the stacked ones too
+    np.testing.assert_allclose(ours.params["follower"], theirs.params["follower"], rtol=1e-2)  # but for the key's noise
 
 
 def test_rollouts_that_share_only_tiny_ticks_are_refused() -> None:
@@ -177,7 +178,7 @@ def test_rollouts_that_share_only_tiny_ticks_are_refused() -> None:
 
 def test_a_frozen_role_never_changes() -> None:
     env = Roles()
-    policies = {spec.name: PPO(PPO.Config(**SMALL), (spec,)) for spec in env.roles}
+    policies: Any = {spec.name: Tiny((spec,)) for spec in env.roles}
     frozen = policies["leader"].publish(policies["leader"].init(jax.random.key(9)))
     before = jax.tree.map(np.array, frozen)
     fused = Fused(env, policies, ["follower"], {"leader": frozen}, num_envs=4, seeds=(0,), updates_per_dispatch=2)
@@ -188,7 +189,7 @@ def test_a_frozen_role_never_changes() -> None:
 
 def test_lanes_that_cannot_be_split_evenly_are_refused() -> None:
     env = Credit()
-    policy = PPO(PPO.Config(**SMALL), env.roles)
+    policy: Any = Tiny(env.roles)
     with pytest.raises(ConfigError, match=r"num_envs: 3 lanes .* 2 devices"):
         Fused(
             env, {"all": policy}, ["all"], {}, num_envs=3, seeds=(0,), updates_per_dispatch=1, devices=jax.devices() * 2
@@ -197,7 +198,7 @@ def test_lanes_that_cannot_be_split_evenly_are_refused() -> None:
 
 def test_an_update_that_is_not_finite_is_thrown_away_and_counted() -> None:
     env = Credit()
-    policy = PPO(PPO.Config(**SMALL), env.roles)
+    policy: Any = Tiny(env.roles)
     plain = policy.update
 
     def poisoned(state: Any, batch: Trajectory, key: Any) -> Any:
@@ -205,7 +206,7 @@ def test_an_update_that_is_not_finite_is_thrown_away_and_counted() -> None:
         bad = jnp.where(state.env_steps > 20, jnp.nan, 1.0)
         return new.replace(params=jax.tree.map(lambda x: x * bad, new.params)), metrics
 
-    policy.update = poisoned  # type: ignore[method-assign]
+    policy.update = poisoned
     fused = Fused(env, {"all": policy}, ["all"], {}, num_envs=4, seeds=(0,), updates_per_dispatch=1)
     state, steps, results = fused.init(), [0], []
     kept: Any = None
@@ -225,7 +226,7 @@ def test_nothing_is_compiled_after_the_first_dispatch_and_memory_stays() -> None
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **_: compiled.append(name) if name.endswith("backend_compile_duration") else None
     )
-    fused = make(CartPole(), updates=2)
+    fused = make(CartPole(), updates=2, ppo={})
     state, steps = fused.init(), [0]
     state, result = fused.dispatch(state, steps)
     jax.device_get(result)
