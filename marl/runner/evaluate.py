@@ -34,6 +34,7 @@ def evaluate(
     greedy: bool | None = None,
     best: bool = False,
     as_json: bool = False,
+    quiet: bool = False,
     runs_dir: str = "runs",
 ) -> int:
     """Play test episodes with each seed's policy, store them in evaluations.json and print means with 95 % intervals.
@@ -56,12 +57,18 @@ def evaluate(
             config, results[seed], seed=seed, env_steps=header["env_steps"], kind="test", greedy=act_greedily
         )
         append_evaluation(seed_folder(folder, seed) / "evaluations.json", record)
-    _show(folder, results, act_greedily, count, as_json)
+    if not quiet:
+        _show(folder, results, act_greedily, count, as_json)
     return 0
 
 
 def evaluate_experiment(
-    config: ExperimentConfig, *, episodes: int | None = None, greedy: bool | None = None, as_json: bool = False
+    config: ExperimentConfig,
+    *,
+    episodes: int | None = None,
+    greedy: bool | None = None,
+    as_json: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Measure an experiment in which nobody learns (scripted or frozen policies), in a run folder of its own.
 
@@ -79,7 +86,7 @@ def evaluate_experiment(
         start_run_folder(folder, plan.config, plan, status="done")
         params = {name: frozen_params(plan).get(name, ()) for name in plan.policies}
         save_policy(folder / "policy", params, {"env_steps": 0, "updates": 0, "seed": config.seed_list[0]})
-    return evaluate(str(folder), episodes=episodes, greedy=greedy, as_json=as_json)
+    return evaluate(str(folder), episodes=episodes, greedy=greedy, as_json=as_json, quiet=quiet)
 
 
 def _show(folder: Path, results: dict[int, EpisodeResult], greedy: bool, episodes: int, as_json: bool) -> None:

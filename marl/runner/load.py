@@ -18,6 +18,7 @@ from marl.runner.explain import expected_one, show, validate
 from marl.runner.schema import ExperimentConfig
 from marl.runner.yaml_tree import COMMAND_LINE, MAX_BYTES, Node, Path, Source, parse_scalar, parse_yaml
 
+STUDIES = "studies/"
 HOST_WORLDS = ("pettingzoo", "gymnasium")
 _EXCLUSIVE = {"seed": "seeds", "seeds": "seed"}
 
@@ -84,6 +85,15 @@ def resolved_yaml(config: ExperimentConfig) -> str:
 
 def packaged_experiments() -> dict[str, FilePath]:
     """The experiments that come with this package, by name."""
+    return {name: path for name, path in _packaged().items() if not name.startswith(STUDIES)}
+
+
+def packaged_studies() -> dict[str, FilePath]:
+    """The studies (see `marl.runner.study`) that come with this package, by name."""
+    return {name.removeprefix(STUDIES): path for name, path in _packaged().items() if name.startswith(STUDIES)}
+
+
+def _packaged() -> dict[str, FilePath]:
     root = FilePath(str(importlib.resources.files("marl"))) / "experiments"
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
 

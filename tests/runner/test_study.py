@@ -1,0 +1,74 @@
+"""A study: ordinary runs, resumable, one file of evaluations and a table from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from marl.evaluate.records import read_evaluations
+from marl.runner.load import load_experiment, packaged_studies
+from marl.runner.study import load_study, main, run_study
+from marl.runner.train import train
+
+EXPERIMENT = """
+name: tiny
+seeds: [1, 2]
+env: {id: probe_credit_v0}
+agents: {all: {algorithm: ppo, rollout: 8, epochs: 1, minibatches: 1, hidden_sizes: [8]}}
+dataflow: {num_envs: 4, updates_per_dispatch: 2}
+stop: {env_steps: 200}
+evaluate: {every: 100, episodes: 4, video: false}
+checkpoint: {every: 100}
+"""
+STUDY = """
+name: small
+cost: seconds
+episodes: 16
+experiments: [{{experiment: {experiment}}}]
+worlds: [{{id: probe_credit_v0}}]
+baselines: {{random: {{algorithm: random}}}}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
+    path = tmp_path / "small.yaml"
+    path.write_text(STUDY.format(experiment=tmp_path / "tiny.yaml"))
+    return path
+
+
+def test_a_study_trains_tests_and_tabulates_once(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said: list[str] = []
+    assert run_study(str(study), out, notice=said.append)
+    assert said == ["tiny: starting", "random: measuring", "tiny: testing"]
+    records = read_evaluations(out / "small.json")
+    assert sorted((r.label, r.seed) for r in records) == [("random", 0), ("tiny", 1), ("tiny", 2)]
+    assert {r.kind for r in records} == {"test"}
+    assert {len(r.episodes.length) for r in records} == {16}
+    table = (out / "small.md").read_text()
+    assert "tiny" in table
+    assert "random" in table
+    said.clear()
+    assert run_study(str(study), out, notice=said.append)
+    assert said == []
+
+
+def test_a_run_that_was_cut_short_goes_on(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    short = load_experiment(tmp_path / "tiny.yaml", ["stop.env_steps=100", "stop.wall_time=1h"]).config
+    train(short, runs_dir=str(out / "runs"), quiet=True)
+    said: list[str] = []
+    assert run_study(str(study), out, notice=said.append)
+    assert said[0] == "tiny: going on"
+    assert min(r.env_steps for r in read_evaluations(out / "small.json") if r.label == "tiny") >= 200
+
+
+def test_packaged_studies_name_experiments_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in packaged_studies():
+        for part in load_study(name).experiments:
+            load_experiment(part.experiment, part.overrides)
+    assert main(["highwy", "--list"]) == 2
+    assert "did you mean 'highway'" in capsys.readouterr().err
