@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,30 @@ def test_gru_unrolled_equals_its_steps_and_a_reset_forgets() -> None:
     for t in range(5):
         h = step(params, jnp.where(first[t][:, None], 0.0, h), x[t])
         np.testing.assert_allclose(states[t], h, rtol=1e-5, atol=1e-6)
+
+
+def test_gru_gradients_written_out_equal_those_of_its_steps() -> None:
+    gru = GRU(4)
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32)
+    hidden, target = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 4), (5, 2, 4)))
+    first = jnp.zeros((5, 2), bool).at[3, 1].set(True).at[0, 0].set(True)
+    params = gru.init(stream(0, "init"), hidden, x[0])
+    params = jax.tree.map(lambda leaf: leaf + 0.3, params)
+
+    def unrolled(params: Any, hidden: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(target * gru.apply(params, hidden, x, first, method="unroll"))
+
+    def stepped(params: Any, hidden: jax.Array, x: jax.Array) -> jax.Array:
+        total = jnp.zeros(())
+        for t in range(5):
+            hidden = gru.apply(params, jnp.where(first[t][:, None], 0.0, hidden), x[t])
+            total += jnp.sum(target[t] * hidden)
+        return total
+
+    found, wanted = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(params, hidden, x) for f in (unrolled, stepped))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_flow_back_through_time_and_stop_at_a_reset() -> None:
