@@ -26,8 +26,8 @@ config = PPO.Config(
     recurrent=False,
     last_action=False,
     agent_id=False,
+    value_normalisation="none",
 )
-(role,) = env.roles
 program = Fused(
     env,
     {"agent": PPO(config, env.roles)},
@@ -44,13 +44,12 @@ print(json.dumps(about), flush=True)
 
 for _ in sys.stdin:
     state = jax.block_until_ready(program.init())
-    began = time.perf_counter()
-    env_steps, returns, episodes = 0, 0.0, 0
+    began, began_cpu = time.perf_counter(), time.process_time()
+    env_steps = 0
     for _ in range(UPDATES // PER_DISPATCH):
         state, result = program.dispatch(state, [env_steps])
-        env_steps += int(result.env_steps[0])  # rows that reset a world are not counted
-        last = result
+        env_steps += int(result.env_steps[0])  # rows that start an episode are not counted
     jax.block_until_ready(state)
-    seconds = time.perf_counter() - began
-    mean_return = float(last.returns["agent"][0].mean() / max(int(last.episodes[0]), 1)) if False else None
-    print(json.dumps({"env_steps": env_steps, "seconds": seconds}), flush=True)
+    seconds, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
+    mean_length = float(result.length[0]) / max(int(result.episodes[0]), 1)
+    print(json.dumps({"env_steps": env_steps, "seconds": seconds, "cpu_s": cpu_s, "length": mean_length}), flush=True)

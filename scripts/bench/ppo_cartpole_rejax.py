@@ -32,7 +32,7 @@ about = {"compile_s": time.perf_counter() - began, "rejax": version("rejax"), "g
 print(json.dumps({**about, "jax": jax.__version__, "device": jax.devices()[0].device_kind}), flush=True)
 
 for seed, _ in enumerate(sys.stdin):
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     jax.block_until_ready(train(jax.random.PRNGKey(seed)))
-    seconds = time.perf_counter() - began
-    print(json.dumps({"env_steps": TOTAL, "seconds": seconds}), flush=True)
+    seconds, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
+    print(json.dumps({"env_steps": TOTAL, "seconds": seconds, "cpu_s": cpu_s}), flush=True)
