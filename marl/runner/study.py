@@ -1,7 +1,7 @@
 """A study: experiments and scripted baselines whose test episodes make one result table.
 
-It owns no training loop: every experiment is an ordinary run, trained, resumed and tested as `marl train`, `marl resume`
-and `marl evaluate` do. What is finished is not done again, so a study can be stopped at any time.
+It owns no training loop: every experiment is an ordinary run, trained, resumed and tested as `marl train`,
+`marl resume` and `marl evaluate` do. What is finished is not done again, so a study can be stopped at any time.
 """
 
 from __future__ import annotations
