@@ -1,4 +1,4 @@
-"""Our side of `ppo_cartpole`: one training run for every line on stdin, in the fused placement."""
+"""Our side of `ppo_cartpole`: one training run of 512 (or the given number of) updates for every line on stdin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from marl.agents.ppo.algorithm import PPO
 from marl.dataflow.fused import Fused
 from marl.envs.probe.cartpole import CartPole
 
-UPDATES, PER_DISPATCH = 512, 64
+UPDATES = int(sys.argv[1]) if len(sys.argv) > 1 else 512
+PER_DISPATCH = min(UPDATES, 64)
 
 env = CartPole()
 config = PPO.Config(
