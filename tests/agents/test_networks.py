@@ -12,6 +12,7 @@ import pytest
 from marl.agents.networks.heads import ActionHead
 from marl.agents.networks.observations import flat_size, flatten
 from marl.agents.networks.recurrent import GRU
+from marl.agents.ppo.learning import _pack, _unpack
 from marl.agents.ppo.networks import from_groups, to_groups
 from marl.agents.ppo.values import denormalise, normalise, rescale_head
 from marl.core.errors import UserError
@@ -127,3 +128,19 @@ def test_rescaling_the_head_keeps_what_the_critic_predicts() -> None:
     before = value({"head": head}, old)
     np.testing.assert_allclose(value(rescale_head({"head": head}, old, new), new), before, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(denormalise(new, normalise(new, before)), before, rtol=1e-5)
+
+
+def test_rows_packed_for_one_gather_come_back_as_they_were() -> None:
+    rng = np.random.default_rng(0)
+    rows = {
+        "x": jnp.asarray(rng.normal(size=(2, 3, 5, 4)), jnp.float32),
+        "action": jnp.asarray(rng.integers(-1, 9, (2, 3, 5)), jnp.int32),
+        "valid": jnp.asarray(rng.random((2, 3, 5)) < 0.5),
+        "hidden": jnp.asarray(rng.normal(size=(2, 1, 5, 6)), jnp.float32),
+    }
+    chosen = jnp.asarray([4, 0, 2])
+    packed = [jnp.take(matrix, chosen, axis=2) for matrix in _pack(rows, 2)]
+    back = _unpack(packed, rows, 2)
+    for name, leaf in rows.items():
+        assert back[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(back[name], jnp.take(leaf, chosen, axis=2))
