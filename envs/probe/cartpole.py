@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from pydantic import Field
 
 from marl.core.config import EnvConfig
 from marl.core.spaces import Box, Discrete
 from marl.core.types import ByRole, Key, RoleSpec, TimeStep
+
+if TYPE_CHECKING:  # an accelerator machine may lack it
+    from jaxtyping import Float, Int
 
 STEP_S = 0.02  # time between two rows [s]
 MAX_POSITION_M = 2.4  # the episode terminates beyond this distance from the centre

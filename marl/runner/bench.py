@@ -63,11 +63,11 @@ def bench(what: str, *, as_json: bool = False) -> int:
     return 0
 
 
-def _windows(step: Callable[[], int]) -> list[float]:
-    """`step` (which says how many env steps it did) repeated for WINDOW_S, REPEATS times: env steps per second."""
+def windows(step: Callable[[], int], repeats: int = REPEATS) -> list[float]:
+    """`step` (which says how many env steps it did) repeated for WINDOW_S, `repeats` times: env steps per second."""
     step()
     rates = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         done, started = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - started) < WINDOW_S:
             done += step()
@@ -75,11 +75,12 @@ def _windows(step: Callable[[], int]) -> list[float]:
     return rates
 
 
-def _spread(rates: list[float]) -> dict[str, float]:
+def spread(rates: list[float]) -> dict[str, float]:
+    """Median, smallest and largest of some rates."""
     return {"median": round(statistics.median(rates), 1), "min": round(min(rates), 1), "max": round(max(rates), 1)}
 
 
-def _collector(
+def collector(
     env: AnyEnvironment, policies: dict[str, Policy], params: dict[str, Tree], lanes_count: int, rows: int
 ) -> Callable[[], int]:
     """A function that steps lanes for `rows` rows and returns how many env steps that were."""
@@ -100,16 +101,17 @@ def _collector(
     return step
 
 
-def _random(env: AnyEnvironment) -> dict[str, Policy]:
+def random_policies(env: AnyEnvironment) -> dict[str, Policy]:
+    """Uniform random actions for every role; its parameters are `{"random": ()}`."""
     return {"random": Random(Random.Config(), env.roles)}
 
 
 def _bench_env(env: AnyEnvironment) -> dict[str, Any]:
-    rates = _windows(_collector(env, _random(env), {"random": ()}, ENV_LANES, ENV_ROWS))
+    rates = windows(collector(env, random_policies(env), {"random": ()}, ENV_LANES, ENV_ROWS))
     agents = sum(spec.size for spec in env.roles)
     return {
         "setting": f"{ENV_LANES} lanes, uniform random actions, resets included, {agents} agents",
-        "env_steps_per_s": _spread(rates),
+        "env_steps_per_s": spread(rates),
     }
 
 
@@ -125,8 +127,8 @@ def _bench_experiment(name: str) -> dict[str, Any]:
     compile_s = time.perf_counter() - started
     params = fused.published(state, 0)
     lanes = fused.num_envs * len(fused.seeds)
-    world = _windows(_collector(plan.env, _random(plan.env), {"random": ()}, lanes, fused.tick))
-    acting = _windows(_collector(plan.env, dict(plan.policies), params, lanes, fused.tick))
+    world = windows(collector(plan.env, random_policies(plan.env), {"random": ()}, lanes, fused.tick))
+    acting = windows(collector(plan.env, dict(plan.policies), params, lanes, fused.tick))
     with tempfile.TemporaryDirectory() as folder:
         training, host = _train_windows(config, fused, state, Path(folder))
     per_step = {name: 1.0 / statistics.median(rates) for name, rates in (("world", world), ("acting", acting))}
@@ -136,9 +138,9 @@ def _bench_experiment(name: str) -> dict[str, Any]:
     inference = max(0.0, min(per_step["acting"] / total, device) - world_share)
     return {
         "setting": f"{fused.num_envs} lanes x {len(fused.seeds)} seeds, {fused.rows_per_dispatch()} rows a dispatch",
-        "env_steps_per_s": _spread(training),
-        "world_only_env_steps_per_s": _spread(world),
-        "acting_env_steps_per_s": _spread(acting),
+        "env_steps_per_s": spread(training),
+        "world_only_env_steps_per_s": spread(world),
+        "acting_env_steps_per_s": spread(acting),
         "compile_s": round(compile_s, 1),
         "shares": {
             "world": world_share,
