@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from marl.core.config import FrozenConfig
 from marl.core.errors import UserError
-from marl.io.files import dumps, read_json, write_text_atomic
+from marl.io.files import dumps, read_json, write_failure, write_text_atomic
 
 FORMAT = "marl-evaluations"
 VERSION = 1
@@ -187,10 +187,15 @@ def merge(*groups: Iterable[Evaluation]) -> list[Evaluation]:
 
 
 def append_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Add one evaluation to a file, which is made if it is not there; a record that said the same is replaced.
+    """Add one evaluation to a file; a record that said the same is replaced. The file and its folder (that of a seed,
+    say) are made if they are not there.
 
     Raises: as `read_evaluations` and `write_evaluations`.
     """
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_failure(path, error) from error
     write_evaluations(path, merge(read_evaluations(path) if path.exists() else (), [evaluation]))
 
 

@@ -176,8 +176,10 @@ def _table(name: str, clock: Clock, out: Path, earlier: Path | None) -> int:
             unpack_runs(earlier, work / "runs")
         with _cut_off(clock, keep, STOP_EARLY_S + PACK_S):
             minutes = (clock.left_s() - STOP_EARLY_S - PACK_S - TEST_S) / 60
-            complete = run_study(name, work, minutes=max(minutes, 0.1), notice=say)
-            keep()
+            try:
+                complete = run_study(name, work, minutes=max(minutes, 0.1), notice=say)
+            finally:
+                keep()
     finally:
         shutil.rmtree(work, ignore_errors=True)
     say(f"{study}: {'complete' if complete else 'not complete yet'}; files in {out}")

@@ -159,8 +159,9 @@ def _measure(study: StudyConfig, runs_dir: Path, notice: Callable[[str], None]) 
 
 
 def _tested(run: Path, episodes: int) -> bool:
-    seeds = read_json(run / "meta.json")["seeds"]
-    return len(_tests(run, episodes)) == len(seeds)
+    """Has every seed's newest policy been tested? A run that was trained on has another one."""
+    seeds, found = read_json(run / "meta.json")["seeds"], _tests(run, episodes)
+    return len(found) == len(seeds) and min(test.env_steps for test in found) >= _progress(run)["env_steps"]
 
 
 def _tests(run: Path, episodes: int) -> list[Evaluation]:

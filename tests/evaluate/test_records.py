@@ -127,6 +127,12 @@ def test_appending_twice_leaves_one_record(tmp_path: Path) -> None:
     assert [e.env_steps for e in read_evaluations(path)] == [1000, 2000]
 
 
+def test_the_folder_of_a_seed_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "seed_1" / "evaluations.json"
+    append_evaluation(path, Evaluation.model_validate(entry()))
+    assert len(read_evaluations(path)) == 1
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "e.json"
     write_evaluations(path, [Evaluation.model_validate(entry())])
