@@ -92,6 +92,7 @@ def measure_all(record: Record, clock: Clock, parts: dict[str, Callable[[], dict
 
     A part that runs out of memory or does not compile is a result with `ok: false` and the reason.
     """
+    record.write(complete=False)  # a stage that is cut off leaves what it was given
     for name, part in parts.items():
         if name in record.results:
             continue
