@@ -7,7 +7,6 @@ It owns no training loop: every experiment is an ordinary run, trained, resumed 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from marl.core.config import FrozenConfig
-from marl.core.errors import InterruptedRunError, MarlError, unknown_name
+from marl.core.errors import ConfigError, MarlError, unknown_name
 from marl.evaluate.records import Evaluation, merge, read_evaluations, write_evaluations
 from marl.io import checkpoint
 from marl.io.console import error, say
@@ -71,20 +70,36 @@ def load_study(path_or_name: str) -> StudyConfig:
     return validate(StudyConfig, root.plain(), Source(root))
 
 
+def configs(study: StudyConfig) -> list[ExperimentConfig]:
+    """The experiments of a study with their overrides.
+
+    Raises: ConfigError if two share a name, and so a run, or one has no `stop.env_steps`, and so no end.
+    """
+    found: dict[str, ExperimentConfig] = {}
+    for part in study.experiments:
+        config = load_experiment(part.experiment, part.overrides).config
+        if config.name in found:
+            raise ConfigError(f"study {study.name}: two experiments are named '{config.name}'; override `name` of one")
+        if config.stop.env_steps is None:
+            raise ConfigError(f"study {study.name}: {part.experiment} has no stop.env_steps; expected a number")
+        found[config.name] = config
+    return list(found.values())
+
+
 def run_study(
     path_or_name: str, out: Path, *, minutes: float | None = None, notice: Callable[[str], None] = lambda line: None
 ) -> bool:
     """Do what is left of a study; True when all of it is done. Writes `<name>.json` and `<name>.md` into `out`.
 
-    Run folders lie in `out/runs`.  minutes: stop cleanly before they are over; a run then has a checkpoint.
-    Raises: as `train` and `evaluate`.
+    Run folders lie in `out/runs`.  minutes: training stops cleanly before they are over, with a checkpoint; baselines
+    and test episodes that are missing come on top.
+    Raises: ConfigError as `configs`; InterruptedRunError when asked to stop; as `train` and `evaluate`.
     """
     study = load_study(path_or_name)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     runs_dir = out / "runs"
     complete = True
-    for part in study.experiments:
-        config = load_experiment(part.experiment, part.overrides).config
+    for config in configs(study):
         left_s = None if deadline is None else deadline - time.monotonic()
         if left_s is not None and left_s < 2 * SPARE_S:
             complete = False
@@ -110,16 +125,15 @@ def _train(config: ExperimentConfig, runs_dir: Path, left_s: float | None, notic
     if run is not None and _progress(run)["env_steps"] >= (config.stop.env_steps or 0):
         return True
     notice(f"{config.name}: {'starting' if run is None else 'going on'}")
-    with contextlib.suppress(InterruptedRunError):
-        if run is None:
-            limit = None if left_s is None else left_s - SPARE_S
-            stop = config.stop.model_copy(update={"wall_time": limit})
-            train(config.model_copy(update={"stop": stop}), runs_dir=str(runs_dir), quiet=True)
-        else:  # wall time counts all sessions of a run
-            limit = None if left_s is None else _progress(run)["wall_s"] + left_s - SPARE_S
-            wall_time = "null" if limit is None else f"{limit:.0f}s"
-            changes = [f"stop.env_steps={config.stop.env_steps or 'null'}", f"stop.wall_time={wall_time}"]
-            resume(str(run), changes, quiet=True)
+    if run is None:
+        limit = None if left_s is None else left_s - SPARE_S
+        stop = config.stop.model_copy(update={"wall_time": limit})
+        train(config.model_copy(update={"stop": stop}), runs_dir=str(runs_dir), quiet=True)
+    else:  # wall time counts all sessions of a run
+        limit = None if left_s is None else _progress(run)["wall_s"] + left_s - SPARE_S
+        wall_time = "null" if limit is None else f"{limit:.0f}s"
+        changes = [f"stop.env_steps={config.stop.env_steps or 'null'}", f"stop.wall_time={wall_time}"]
+        resume(str(run), changes, quiet=True)
     run = _run_of(runs_dir, config.name)
     return run is not None and _progress(run)["env_steps"] >= (config.stop.env_steps or 0)
 
@@ -188,8 +202,7 @@ def _write(study: StudyConfig, out: Path, runs_dir: Path) -> None:
 def describe(study: StudyConfig, out: Path) -> list[str]:
     """What a study costs and what of it is done, line by line."""
     lines = [f"{study.name}: {study.cost}"]
-    for part in study.experiments:
-        config = load_experiment(part.experiment, part.overrides).config
+    for config in configs(study):
         run = _run_of(out / "runs", config.name)
         done = 0 if run is None else int(_progress(run)["env_steps"])
         lines.append(f"  {config.name}: {len(config.seed_list)} seeds, {done:,} of {config.stop.env_steps:,} env steps")
@@ -201,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/results", description="Make a result table from a study.")
     parser.add_argument("study", help=f"a YAML file, or one of: {', '.join(packaged_studies())}")
     parser.add_argument("--out", type=Path, help="where run folders and results go (default: results/NAME)")
-    parser.add_argument("--minutes", type=float, help="stop cleanly before these are over")
+    parser.add_argument("--minutes", type=float, help="train no longer than this; missing tests come on top")
     parser.add_argument("--list", action="store_true", help="say the cost and what is left, do nothing")
     options = parser.parse_args(arguments)
     try:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from marl.core.errors import ConfigError, InterruptedRunError
 from marl.evaluate.records import read_evaluations
+from marl.runner import study as study_module
 from marl.runner.load import load_experiment, packaged_studies
 from marl.runner.study import load_study, main, run_study
 from marl.runner.train import train
@@ -64,6 +66,36 @@ def test_a_run_that_was_cut_short_goes_on(study: Path, tmp_path: Path) -> None:
     assert run_study(str(study), out, notice=said.append)
     assert said[0] == "tiny: going on"
     assert min(r.env_steps for r in read_evaluations(out / "small.json") if r.label == "tiny") >= 200
+
+
+def test_a_request_to_stop_ends_the_whole_study(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise InterruptedRunError("interrupted")
+
+    monkeypatch.setattr(study_module, "train", stopped)
+    said: list[str] = []
+    with pytest.raises(InterruptedRunError):
+        run_study(str(study), tmp_path / "out", notice=said.append)
+    assert said == ["tiny: starting"]
+
+
+@pytest.mark.parametrize(
+    ("experiments", "message"),
+    [
+        (
+            "[{{experiment: {tiny}}}, {{experiment: {tiny}, overrides: [stop.env_steps=400]}}]",
+            "two experiments are named",
+        ),
+        ("[{{experiment: {tiny}, overrides: [stop.env_steps=null, stop.wall_time=1h]}}]", "has no stop.env_steps"),
+    ],
+)
+def test_experiments_that_share_a_run_or_never_end_are_refused(
+    study: Path, tmp_path: Path, experiments: str, message: str
+) -> None:
+    chosen = experiments.format(tiny=tmp_path / "tiny.yaml")
+    study.write_text(f"{{name: small, cost: seconds, experiments: {chosen}}}")
+    with pytest.raises(ConfigError, match=message):
+        run_study(str(study), tmp_path / "out")
 
 
 def test_packaged_studies_name_experiments_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
