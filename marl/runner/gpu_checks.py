@@ -173,9 +173,11 @@ def _compilations(trainer: Callable[[jax.Device], Fused]) -> dict[str, Any]:
 
 
 def _memory(trainer: Callable[[jax.Device], Fused]) -> dict[str, Any]:
+    """Bytes of the compiled dispatch, and that it writes the new state over the old one."""
     fused = trainer(jax.devices()[0])
     found = memory(fused, fused.init())
-    return {"ok": found["arguments"] > 0, "bytes": found}
+    donated = found["alias"] > found["arguments"] / 2  # nearly all of the state; a counter and padding are not
+    return {"ok": donated, "bytes": found}
 
 
 def memory(fused: Fused, state: Any) -> dict[str, int]:
