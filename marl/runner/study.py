@@ -190,13 +190,19 @@ def _tests(run: Path, episodes: int) -> list[Evaluation]:
 
 def _write(study: StudyConfig, out: Path, runs_dir: Path) -> None:
     """One file of evaluations from all runs, and the report made from that file alone."""
-    records = merge(*(_tests(info.path, study.episodes) for info in list_runs(runs_dir)))
+    records = [_short(r) for r in merge(*(_tests(info.path, study.episodes) for info in list_runs(runs_dir)))]
     if not records:
         return
     numbers = out / f"{study.name}.json"
     write_evaluations(numbers, records)
     made = build_report([numbers], out / "report", command=f"scripts/results {study.name}")
     (out / f"{study.name}.md").write_text(made.files["table.md"].read_text())
+
+
+def _short(record: Evaluation) -> Evaluation:
+    """A record without the reward terms, which the table does not show and which are half of the file."""
+    info = {name: values for name, values in record.episodes.info.items() if not name.startswith("reward/")}
+    return record.model_copy(update={"episodes": record.episodes.model_copy(update={"info": info})})
 
 
 def describe(study: StudyConfig, out: Path) -> list[str]:
