@@ -25,7 +25,7 @@ from marl.io.jsonl import read_rows
 from marl.io.lock import RunLock
 from marl.io.metrics import Row, scalars
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("interruptible")]
 
 SEEDS = (3, 4)
 CONFIG = """

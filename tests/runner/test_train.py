@@ -56,7 +56,7 @@ def test_a_run_folder_holds_all_that_resuming_evaluating_and_citing_need(finishe
     assert {"config.yaml", "meta.json", "metrics.jsonl", "checkpoints/latest"} <= found
     for seed in (3, 4):
         assert {f"seed_{seed}/{part}" for part in ("tb", "policy", "policy_best", "evaluations.json")} <= found
-    assert len(list_checkpoints(finished / "checkpoints")) == 2
+    assert 2 <= len(list_checkpoints(finished / "checkpoints")) <= 4  # the newest two, and each seed's best
     meta = json.loads((finished / "meta.json").read_text())
     assert meta["status"] == "done"
     assert {"versions", "machine", "commit", "config_hash", "roles"} <= set(meta)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +180,6 @@ def test_failed_change_leaves_no_valid_stamp(checkout: Any) -> None:
     assert checkout.run("--help")[0] == 1
     constraints.write_text(before)
     assert checkout.run("--help")[0] == 1, "the failed set-up may have changed something: it must be set up again"
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Children can be interrupted even if the tests run in the background, where a shell has SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
