@@ -39,6 +39,10 @@ class RunError(MarlError):
     """The run cannot go on: every seed diverged, the disk is full at the final checkpoint, and the like."""
 
 
+class WorldError(RunError):
+    """Somebody's world broke its own promises: names the world, the agent, the step and what was expected."""
+
+
 class InterruptedRunError(MarlError):
     """The run was asked to stop (SIGINT, SIGTERM) and has saved a checkpoint."""
 

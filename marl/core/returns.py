@@ -6,6 +6,8 @@ target function takes T rows and any trailing axes, and stops gradients through 
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -14,9 +16,9 @@ from marl.core.types import Array, TimeStep
 
 
 def valid(step: TimeStep, role: str) -> Array:
-    """Which transitions count, bool `[T, B, n]`: the agent is there and the row is not the end of an episode."""
+    """Which transitions count, bool `[T, B, n]`: the agent acts there and the row is not the end of an episode."""
     counts: Array = step.alive[role][:-1] & ~step.last[:-1, :, None]
-    return counts
+    return counts if step.acting is None else counts & step.acting[role][:-1]
 
 
 def discount(step: TimeStep, role: str, gamma: float | Array) -> Array:
@@ -29,6 +31,52 @@ def cut(step: TimeStep, role: str) -> Array:
     """Where a sum over time stops after transition t, bool `[T, B, n]`: episode end, or the agent's own truncation."""
     stop: Array = (step.last[1:] | step.last[:-1])[..., None] | step.truncated[role][1:]
     return stop
+
+
+class Turns(NamedTuple):
+    """Transitions from one own turn of an agent to its next, `[T, B, n]`. Rows where it does not act are neutral: what
+    is computed backwards passes through them. lam: the given lambda, and 1 at those rows."""
+
+    reward: Array
+    discount: Array
+    next_value: Array
+    cut: Array
+    lam: Array
+
+
+def own_turns(
+    step: TimeStep, role: str, reward: Array, discount: Array, value: Array, cut: Array, lam: float | Array
+) -> Turns:
+    """The arguments of `gae` and `vtrace` where agents take turns; unchanged where all act at every row.
+
+    The reward of a turn is the sum until the agent's next one, discounted once; it bootstraps from the value there, or
+    from that of the row where the sum is cut or the rows end.
+
+    Args: reward, discount, cut: of each row's transition, `[T, B, n]`.  value: of all rows, `[T+1, B, n]`.
+    """
+    lam = jnp.broadcast_to(jnp.asarray(lam, reward.dtype), reward.shape)
+    if step.acting is None:
+        return Turns(reward, discount, value[1:], cut, lam)
+    # The agent's transition ends at row t+1 if it acts there, if the sum is cut there, or if there is no further row.
+    lands = (step.acting[role][1:] | cut | (discount == 0.0)).at[-1].set(True)
+
+    def back(later: Any, row: Any) -> tuple[Any, Any]:
+        ends, reward, *own = row
+        total = reward + jnp.where(ends, 0.0, later[0])
+        new = (total, *(jnp.where(ends, a, b) for a, b in zip(own, later[1:], strict=True)))
+        return new, new
+
+    start = (reward[-1], discount[-1], value[-1], cut[-1])
+    rows = (lands, reward, discount, value[1:], cut)
+    summed, discounted, landed, stopped = jax.lax.scan(back, start, rows, reverse=True)[1]
+    acts = step.acting[role][:-1]
+    return Turns(
+        reward=jnp.where(acts, summed, 0.0),
+        discount=jnp.where(acts, discounted, 1.0),
+        next_value=jnp.where(acts, landed, value[:-1]),
+        cut=acts & stopped,
+        lam=jnp.where(acts, lam, 1.0),
+    )
 
 
 def discounted_returns(

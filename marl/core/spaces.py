@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import TypeAlias
 
 
@@ -42,4 +43,17 @@ class MultiDiscrete:
         return (len(self.nvec),)
 
 
-Space: TypeAlias = Box | Discrete | MultiDiscrete
+@dataclasses.dataclass(frozen=True)
+class Dict:
+    """Several spaces by key, sorted by it; an element is a dict of arrays. For observations and states only."""
+
+    items: tuple[tuple[str, ObservationSpace], ...]
+
+    @classmethod
+    def of(cls, spaces: Mapping[str, ObservationSpace]) -> Dict:
+        """The space of a mapping, whatever its order."""
+        return cls(tuple(sorted(spaces.items())))
+
+
+Space: TypeAlias = Box | Discrete | MultiDiscrete  # of one array: all that an action can be
+ObservationSpace: TypeAlias = "Space | Dict"

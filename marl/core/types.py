@@ -7,12 +7,12 @@ learner, time-major. Every dict is keyed by role name; agent names exist only at
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 from flax import struct
 
-from marl.core.spaces import Space
+from marl.core.roles import RoleSpec as RoleSpec
 
 Tree: TypeAlias = Any  # any pytree of arrays
 Array: TypeAlias = jax.Array
@@ -31,6 +31,8 @@ class TimeStep:
     action_mask: bool `[n_role, n_actions]`, True = allowed.  state: global state for central critics. info: f32
     scalars; the lane sums them over the episode (a world emits an episode-level figure on its last row only). Reward
     terms are named `reward/<role>/<term>`, each the mean over the role's agents.
+    acting: bool `[n_role]` in worlds where agents take turns, None where all that are alive act at every row. Who does
+    not act still observes; `core.returns.own_turns` makes time pass from one own turn to the next.
     """
 
     obs: ByRole
@@ -43,6 +45,7 @@ class TimeStep:
     action_mask: ByRole | None = None
     state: Tree | None = None
     info: dict[str, Array] | None = None
+    acting: ByRole | None = None
 
 
 @struct.dataclass
@@ -88,17 +91,6 @@ class EpisodeResult:
     length: Array
     agent_steps: Array
     info: dict[str, Array]
-
-
-class RoleSpec(NamedTuple):
-    """A set of `size` agents with one observation and one action space. Static and hashable."""
-
-    name: str
-    size: int
-    observation_space: Space
-    action_space: Space
-    state_space: Space | None = None
-    max_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
