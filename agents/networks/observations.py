@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from marl.core.errors import UserError
-from marl.core.spaces import Box, Discrete, MultiDiscrete
+from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete
 from marl.core.types import Array, Tree
 
 
 def flat_size(space: Tree) -> int:
-    """Length of `flatten(space, x)`. `space` is a space, or a dict or tuple of them.
+    """Length of `flatten(space, x)`. `space` is a space, or a mapping or tuple of them.
 
     Raises: UserError for anything else.
     """
@@ -25,12 +25,14 @@ def flat_size(space: Tree) -> int:
             return space.n
         case MultiDiscrete():
             return sum(space.nvec)
+        case Dict():
+            return sum(flat_size(part) for _, part in space.items)
         case Mapping():
             return sum(flat_size(space[k]) for k in sorted(space))
         case tuple() | list():
             return sum(flat_size(part) for part in space)
     raise UserError(
-        f"a network cannot read a space of type {type(space).__name__}; expected Box, Discrete or MultiDiscrete"
+        f"a network cannot read a space of type {type(space).__name__}; expected Box, Discrete, MultiDiscrete or Dict"
     )
 
 
@@ -46,6 +48,8 @@ def flatten(space: Tree, x: Tree) -> Array:
         case MultiDiscrete():
             parts = [jax.nn.one_hot(x[..., i], n, dtype=jnp.float32) for i, n in enumerate(space.nvec)]
             return jnp.concatenate(parts, axis=-1)
+        case Dict():
+            return jnp.concatenate([flatten(part, x[key]) for key, part in space.items], axis=-1)
         case Mapping():
             return jnp.concatenate([flatten(space[k], x[k]) for k in sorted(space)], axis=-1)
         case tuple() | list():

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from marl.core.env import AnyEnvironment
 from marl.core.errors import unknown_name
-from marl.core.spaces import Box, Discrete, MultiDiscrete, Space
-from marl.core.trial import TOLERANCE, Trial, differences, leaves, take
+from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete, ObservationSpace, Space
+from marl.core.trial import TOLERANCE, Trial, arrays, differences, leaves, take
 from marl.core.types import TimeStep, Tree
 
 LANES = 2  # copies compared with a loop
@@ -72,14 +72,9 @@ def check_roles(trial: Trial) -> Iterator[str]:
             yield f"role name {role.name!r} is no identifier"
         if role.size < 1:
             yield f"role {role.name} has size {role.size}"
-        spaces: dict[str, object] = {"observation": role.observation_space, "action": role.action_space}
-        for what, space in spaces.items():
-            if not isinstance(space, Box | Discrete | MultiDiscrete):
-                yield f"role {role.name}: {what} space is a {type(space).__name__}, expected one of marl.core.spaces"
-            elif isinstance(space, Box) and not space.low < space.high:
-                yield f"role {role.name}: {what} space is empty, from {space.low} to {space.high}"
-            elif isinstance(space, Box) and "int" in space.dtype and not np.isfinite([space.low, space.high]).all():
-                yield f"role {role.name}: {what} space of {space.dtype} needs finite bounds"
+        spaces = [*arrays("observation", role.observation_space), ("action", role.action_space, None)]
+        for what, space, _ in spaces:
+            yield from _space_problems(f"role {role.name}: {what} space", space)
         hash(role)
     if trial.env.lane_axis not in (0, -1):
         yield f"lane_axis is {trial.env.lane_axis}, expected 0 or -1"
@@ -111,8 +106,8 @@ def check_shapes(trial: Trial) -> Iterator[str]:
             yield f"{field} has roles {sorted(getattr(row, field))}, expected {sorted(names)}"
             return
     for role in trial.roles:
-        n, seen = (role.size,), role.observation_space
-        yield from _expect(f"obs of {role.name}", row.obs[role.name], (*n, *seen.shape), seen.dtype)
+        n = (role.size,)
+        yield from _expect_in(f"obs of {role.name}", row.obs[role.name], role.observation_space, n)
         yield from _expect(f"reward of {role.name}", row.reward[role.name], n, "float32")
         for field in ("terminated", "truncated", "alive"):
             yield from _expect(f"{field} of {role.name}", getattr(row, field)[role.name], n, "bool")
@@ -122,11 +117,10 @@ def check_shapes(trial: Trial) -> Iterator[str]:
             else:
                 mask = row.action_mask[role.name]
                 yield from _expect(f"action_mask of {role.name}", mask, (*n, role.action_space.n), "bool")
+        if row.acting is not None:
+            yield from _expect(f"acting of {role.name}", row.acting.get(role.name), n, "bool")
         if role.state_space is not None:
-            if not isinstance(row.state, jax.ShapeDtypeStruct):
-                yield f"role {role.name} has a state_space, but the state of a time step is no single array"
-            else:
-                yield from _expect("state", row.state, role.state_space.shape, role.state_space.dtype)
+            yield from _expect_in("state", row.state, role.state_space, ())
     for extra in set(row.action_mask or {}) - names:
         yield f"action_mask has role '{extra}', which there is not"
     for field in ("first", "last"):
@@ -139,9 +133,11 @@ def check_bounds(trial: Trial) -> Iterator[str]:
     """Observations and global states stay in their spaces, rewards and info are finite."""
     for where, row in trial.rows:
         for role in trial.roles:
-            yield from _outside(f"obs of {role.name}", row.obs[role.name], role.observation_space)
+            seen = list(arrays(f"obs of {role.name}", role.observation_space, row.obs[role.name]))
             if role.state_space is not None and row.state is not None:
-                yield from _outside("state", row.state, role.state_space)
+                seen.extend(arrays("state", role.state_space, row.state))
+            for what, space, value in seen:
+                yield from _outside(what, value, space)
             if not np.isfinite(row.reward[role.name]).all():
                 yield f"{where}: reward of {role.name} is {row.reward[role.name]}"
         for name, value in (row.info or {}).items():
@@ -174,7 +170,11 @@ def check_episodes(trial: Trial) -> Iterator[str]:
 
 
 def check_ends(trial: Trial) -> Iterator[str]:
-    """An agent ends once, by terminating or by truncation, and is not alive afterwards."""
+    """An agent ends once, by terminating or by truncation, and is not alive afterwards, nor acting."""
+    for where, row in trial.rows:
+        for role, acts in (row.acting or {}).items():
+            if (acts & ~row.alive[role]).any():
+                yield f"{where}: {role} acts though not alive"
     for where, before, row in trial.transitions:
         anyone = False
         for role, alive in row.alive.items():
@@ -299,6 +299,21 @@ def _leaf_problems(what: str, tree: Tree) -> Iterator[str]:
             yield f"{what}{path} is weakly typed ({leaf.dtype}): give it a dtype"
         if leaf.dtype.itemsize > 4:
             yield f"{what}{path} is {leaf.dtype}, expected 32 bits or fewer"
+
+
+def _space_problems(what: str, space: object) -> Iterator[str]:
+    if not isinstance(space, Box | Discrete | MultiDiscrete):
+        known = "one of marl.core.spaces" if not isinstance(space, Dict) else "a space of one array"
+        yield f"{what} is a {type(space).__name__}, expected {known}"
+    elif isinstance(space, Box) and not space.low < space.high:
+        yield f"{what} is empty, from {space.low} to {space.high}"
+    elif isinstance(space, Box) and "int" in space.dtype and not np.isfinite([space.low, space.high]).all():
+        yield f"{what} of {space.dtype} needs finite bounds"
+
+
+def _expect_in(what: str, tree: Tree, space: ObservationSpace, lead: tuple[int, ...]) -> Iterator[str]:
+    for name, part, leaf in arrays(what, space, tree):
+        yield from _expect(name, leaf, (*lead, *part.shape), part.dtype)
 
 
 def _expect(what: str, leaf: Any, shape: tuple[int, ...], dtype: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marl.core.env import AnyEnvironment
-from marl.core.spaces import Box, Discrete, MultiDiscrete
+from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete, ObservationSpace, Space
 from marl.core.types import ByRole, RoleSpec, TimeStep, Tree
 
 MAX_ROWS = 1000  # an episode of a world without max_steps is watched for so many rows
@@ -100,6 +100,15 @@ def _sample(role: RoleSpec, mask: NDArray[np.bool_] | None, random: np.random.Ge
             return np.asarray((weights * random.uniform(0.5, 1.0, weights.shape)).argmax(-1), np.int32)
         case MultiDiscrete():
             return np.asarray(random.integers(0, np.asarray(space.nvec), shape), np.int32)
+
+
+def arrays(what: str, space: ObservationSpace, tree: Tree = None) -> Iterator[tuple[str, Space, Any]]:
+    """Every array that a space asks for, with its name, its own space, and what `tree` has there (None if nothing)."""
+    if not isinstance(space, Dict):
+        yield what, space, tree
+        return
+    for key, part in space.items:
+        yield from arrays(f"{what} '{key}'", part, tree.get(key) if isinstance(tree, dict) else None)
 
 
 def leaves(tree: Tree) -> dict[str, Any]:

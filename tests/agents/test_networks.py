@@ -17,7 +17,7 @@ from marl.agents.ppo.networks import from_groups, to_groups
 from marl.agents.ppo.values import denormalise, normalise, rescale_head
 from marl.core.errors import UserError
 from marl.core.prng import stream
-from marl.core.spaces import Box, Discrete, MultiDiscrete
+from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete
 from marl.core.stats import RunningMoments
 
 
@@ -32,6 +32,10 @@ def test_every_space_flattens_to_its_size() -> None:
     np.testing.assert_array_equal(flat[0], [0, 1, 0, 0, 1, 0, 1, 2, 3, 4, 5, 0, 0, 0, 1])
     np.testing.assert_allclose(flatten(Box((2,), 0, 255, "uint8"), jnp.asarray([0, 255], jnp.uint8)), [0, 1])
     np.testing.assert_array_equal(flatten(Discrete(2), jnp.int32(-1)), [0, 0])
+    nested = Dict.of({"b": Dict.of({"d": Discrete(2), "c": Box((1,))}), "a": Discrete(3)})
+    element = {"b": {"c": jnp.asarray([[7.0]]), "d": jnp.asarray([1])}, "a": jnp.asarray([0])}
+    assert flat_size(nested) == 6
+    np.testing.assert_array_equal(flatten(nested, element), [[1, 0, 0, 7, 0, 1]])
     with pytest.raises(UserError, match="type str"):
         flat_size("pixels")
 

@@ -14,7 +14,7 @@ from flax import struct
 from marl.core.config import EnvConfig
 from marl.core.conformance import CHECKS, check_environment
 from marl.core.errors import UnknownNameError
-from marl.core.spaces import Box, Discrete, MultiDiscrete
+from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete
 from marl.core.types import RoleSpec, TimeStep
 from marl.envs import REGISTRY
 
@@ -27,6 +27,15 @@ def test_registered_world_conforms(name: str) -> None:
     assert [finding for finding in findings if not finding.ok] == []
     assert [finding.name for finding in findings] == list(CHECKS)
     assert all(finding.detail for finding in findings)
+
+
+Change = Callable[["WalkState", TimeStep], dict[str, Any]]
+ONES = jnp.ones(2, jnp.float32)
+YES, NO = jnp.ones((), bool), jnp.zeros((), bool)
+
+
+def both(value: Any) -> dict[str, Any]:
+    return {"walker": value}
 
 
 @struct.dataclass
@@ -92,8 +101,51 @@ class Walk:
         return state, row
 
 
+def failing(world: Walk, check: str) -> str:
+    (finding,) = check_environment(world, episodes=1, only=[check])
+    assert not finding.ok
+    return finding.detail
+
+
 def test_the_world_that_is_broken_below_conforms_itself() -> None:
     assert [finding for finding in check_environment(Walk()) if not finding.ok] == []
+
+
+class Dictionaries(Walk):
+    """The same world, seen through a dictionary in a dictionary."""
+
+    @property
+    def roles(self) -> tuple[RoleSpec, ...]:
+        inner = Dict.of({"place": Box((1,), -9.0, 9.0), "time": Discrete(5)})
+        return (RoleSpec("walker", 2, Dict.of({"own": inner, "first": Discrete(2)}), Discrete(3), inner, 4),)
+
+    def row(self, state: WalkState, reward: Any, terminated: Any, truncated: Any) -> TimeStep:
+        row = super().row(state, reward, terminated, truncated)
+        own = {"place": state.place[:, None], "time": jnp.broadcast_to(state.t, (2,))}
+        seen = {"own": own, "first": jnp.arange(2, dtype=jnp.int32)}
+        return row.replace(obs=both(seen), state=jax.tree.map(lambda leaf: leaf[0], own))
+
+
+def test_a_world_of_dictionaries_conforms() -> None:
+    assert [finding for finding in check_environment(Dictionaries(), episodes=1) if not finding.ok] == []
+
+
+@pytest.mark.parametrize(
+    ("check", "words", "change"),
+    [
+        ("shapes", "obs of walker 'own' 'time' is a NoneType", lambda obs: {**obs, "own": {"place": obs["first"]}}),
+        ("shapes", "obs of walker 'first' is a NoneType", lambda obs: obs["first"]),
+        ("shapes", "obs of walker 'first' is float32", lambda obs: {**obs, "first": ONES}),
+        ("bounds", "obs of walker 'first' leaves its space", lambda obs: {**obs, "first": obs["first"] + 1}),
+    ],
+)
+def test_a_broken_dictionary_is_caught(check: str, words: str, change: Callable[[Any], Any]) -> None:
+    class Broken(Dictionaries):
+        def row(self, *args: Any) -> TimeStep:
+            row = super().row(*args)
+            return row.replace(obs=both(change(row.obs["walker"])))
+
+    assert words in failing(Broken(), check)
 
 
 def test_an_unknown_check_names_the_nearest() -> None:
@@ -109,15 +161,6 @@ def test_a_world_that_raises_is_a_finding() -> None:
     (finding,) = check_environment(Raises(), only=["bounds"])
     assert not finding.ok
     assert finding.detail == "KeyError: 'wheel'"
-
-
-Change = Callable[[WalkState, TimeStep], dict[str, Any]]
-ONES = jnp.ones(2, jnp.float32)
-YES, NO = jnp.ones((), bool), jnp.zeros((), bool)
-
-
-def both(value: Any) -> dict[str, Any]:
-    return {"walker": value}
 
 
 # (check that must fail, words of its detail, what is put in the place of fields of the row)
@@ -144,6 +187,7 @@ ROWS_OF_STEP: list[tuple[str, str, Change]] = [
         "everybody has ended",
         lambda s, r: {"terminated": both(s.t == jnp.asarray([1, 2])), "alive": both(s.t < jnp.asarray([1, 2]))},
     ),
+    ("ends", "acts though not alive", lambda s, r: {"acting": both(jnp.ones(2, bool))}),
     ("rewards", "after its end", lambda s, r: {"reward": both(ONES), "info": {"reward/walker/move": ONES[0]}}),
     ("rewards", "add up", lambda s, r: {"info": {"reward/walker/move": r.info["reward/walker/move"] + 1.0}}),
     ("rewards", "has no term", lambda s, r: {"info": None}),
@@ -171,7 +215,8 @@ ROWS_OF_RESET: list[tuple[str, str, Change]] = [
     ("shapes", "action_mask of walker", lambda s, r: {"action_mask": both(jnp.ones((2, 4), bool))}),
     ("shapes", "which there is not", lambda s, r: {"action_mask": {"runner": jnp.ones((2, 3), bool)}}),
     ("shapes", "state", lambda s, r: {"state": s.place[:1]}),
-    ("shapes", "no single array", lambda s, r: {"state": None}),
+    ("shapes", "state is a NoneType", lambda s, r: {"state": None}),
+    ("shapes", "acting of walker", lambda s, r: {"acting": both(jnp.ones((), bool))}),
     ("shapes", "first is", lambda s, r: {"first": jnp.ones(2, bool)}),
     ("shapes", "info 'place_m'", lambda s, r: {"info": {"place_m": s.place}}),
     ("episodes", "does not have `first`", lambda s, r: {"first": NO}),
@@ -193,12 +238,6 @@ def test_a_broken_row_of_reset_is_caught(check: str, words: str, change: Change)
     assert words in finding.detail
 
 
-def failing(world: Walk, check: str) -> str:
-    (finding,) = check_environment(world, episodes=1, only=[check])
-    assert not finding.ok
-    return finding.detail
-
-
 ROLES: list[tuple[str, tuple[RoleSpec, ...]]] = [
     ("at least one", ()),
     ("no name twice", (RoleSpec("a", 1, Box((1,)), Discrete(2)), RoleSpec("a", 1, Box((1,)), Discrete(2)))),
@@ -206,6 +245,8 @@ ROLES: list[tuple[str, tuple[RoleSpec, ...]]] = [
     ("size 0", (RoleSpec("a", 0, Box((1,)), Discrete(2)),)),
     ("is empty", (RoleSpec("a", 1, Box((1,), 1.0, 1.0), Discrete(2)),)),
     ("needs finite bounds", (RoleSpec("a", 1, Box((1,), dtype="uint8"), Discrete(2)),)),
+    ("action space is a Dict", (RoleSpec("a", 1, Box((1,)), Dict(())),)),  # type: ignore[arg-type]
+    ("observation 'b' space is empty", (RoleSpec("a", 1, Dict.of({"b": Box((1,), 1.0, 1.0)}), Discrete(2)),)),
     ("action space is a int", (RoleSpec("a", 1, Box((1,)), 2),)),  # type: ignore[arg-type]
 ]
 
