@@ -154,10 +154,9 @@ class PPO:
         reward, by_role = self._rewards(step), self._by_role(value)
         for n in self.actors:
             counts[n] = returns.valid(step, n)
-            discount, cut = returns.discount(step, n, hyper["gamma"]), returns.cut(step, n)
-            now, after = by_role[n][:-1], by_role[n][1:]
-            advantage[n] = returns.gae(reward[n], discount, now, after, hyper["gae_lambda"], cut)
-            target[n] = advantage[n] + now
+            advantage[n], target[n] = returns.advantages(
+                step, n, reward[n], by_role[n], hyper["gamma"], hyper["gae_lambda"]
+            )
         explained = [stats.explained_variance(by_role[n][:-1], target[n], counts[n], self.axis) for n in self.actors]
         measured = {"value/explained_variance": sum(explained[1:], explained[0]) / len(explained)}
 

@@ -58,7 +58,7 @@ def own_turns(
     if step.acting is None:
         return Turns(reward, discount, value[1:], cut, lam)
     # The agent's transition ends at row t+1 if it acts there, if the sum is cut there, or if there is no further row.
-    lands = (step.acting[role][1:] | cut | (discount == 0.0)).at[-1].set(True)
+    lands = (step.acting[role][1:] | cut | step.terminated[role][1:]).at[-1].set(True)
 
     def back(later: Any, row: Any) -> tuple[Any, Any]:
         ends, reward, *own = row
@@ -77,6 +77,34 @@ def own_turns(
         cut=acts & stopped,
         lam=jnp.where(acts, lam, 1.0),
     )
+
+
+def advantages(
+    step: TimeStep,
+    role: str,
+    reward: Array,
+    value: Array,
+    gamma: float | Array,
+    lam: float | Array,
+    log_ratio: Array | None = None,
+) -> tuple[Array, Array]:
+    """Advantages and value targets `[T, B, n]` of a role's transitions, by the conventions above: GAE, or V-trace.
+
+    With `lam` 1, GAE's targets are the n-step returns to the end of the rows.
+
+    Args: reward: of each transition, `[T, B, n]`.  value: of all rows, `[T+1, B, n]`.  log_ratio: log pi - log mu of
+    each transition for V-trace, `[T, B, n]`; None for data that the policy drew itself.
+    """
+    after, stop = discount(step, role, gamma), cut(step, role)
+    turns = own_turns(step, role, reward, after, value, stop, lam)
+    now = value[:-1]
+    if log_ratio is None:
+        advantage = gae(turns.reward, turns.discount, now, turns.next_value, turns.lam, turns.cut)
+        return advantage, advantage + now
+    if step.acting is not None:  # what is drawn for an agent that does not act is never done
+        log_ratio = jnp.where(step.acting[role][:-1], log_ratio, 0.0)
+    target, advantage = vtrace(log_ratio, turns.reward, turns.discount, now, turns.next_value, turns.lam, turns.cut)
+    return advantage, target
 
 
 def discounted_returns(
