@@ -20,7 +20,8 @@ class Accepted(NamedTuple):
 
 class Rejected(NamedTuple):
     """The chunk was dropped, for good. reason: `duplicate` (id or ticket seen before), `late` (of an earlier
-    incarnation, or so far behind that it may be a duplicate), `stale` (its version), `full`."""
+    incarnation, or so far behind that it may be a duplicate), `stale` (its version), `full`, or `limited` (replay's
+    rate limiter)."""
 
     reason: str
 
