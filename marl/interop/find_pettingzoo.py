@@ -1,0 +1,111 @@
+"""PettingZoo worlds by module or file. Importing this imports no JAX."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Protocol
+
+from pettingzoo import AECEnv, ParallelEnv
+
+from marl.core.errors import UserError, did_you_mean
+from marl.core.host import HostWorld
+from marl.interop.factories import INSTALL, Source, arguments_of, load
+from marl.interop.host_parallel import ParallelWorld
+from marl.interop.host_rows import limit_of
+
+FAMILIES = ("atari", "butterfly", "classic", "sisl")  # packages within `pettingzoo`
+PACKAGES = ("mpe2", *(f"pettingzoo.{family}" for family in FAMILIES))
+
+
+class Options(Protocol):
+    """The options of `worlds.WorldConfig` that are read here."""
+
+    @property
+    def roles(self) -> Mapping[str, str | Sequence[str]] | None: ...
+    @property
+    def max_steps(self) -> int | None: ...
+    @property
+    def api(self) -> str: ...
+    @property
+    def state(self) -> bool: ...
+
+
+def find(name: str) -> Source:
+    """The world of `MODULE`, `PATH.py`, or either with `:function` behind it.
+
+    Raises: UserError if there is none, with the nearest, or if something that it needs is not installed.
+    """
+    module_name, _, attribute = name.partition(":")
+    module = _module(module_name)
+    if attribute:
+        if not hasattr(module, attribute):
+            known = [n for n in vars(module) if not n.startswith("_")]
+            raise UserError(f"{module_name} has no '{attribute}'{did_you_mean(attribute, known)}")
+        factory = getattr(module, attribute)
+    else:
+        factory = _factory(module, module_name)
+    return Source(name, factory, arguments_of(factory, getattr(module, "raw_env", None)))
+
+
+def make(id: str, source: Source, own: Mapping[str, Any], config: Options, render: bool) -> HostWorld:
+    """A copy. Raises: UserError if an argument, a space or a role cannot be used or something is not installed."""
+    env = source.make(own, render)
+    return ParallelWorld(id, env, max_steps_of(env, config.max_steps), config.roles, config.state, config.max_steps)
+
+
+def max_steps_of(env: Any, option: int | None) -> int | None:
+    """The longest episode: many worlds keep `max_cycles`, as PettingZoo's own do."""
+    own = getattr(env.unwrapped, "max_cycles", None)
+    return limit_of(own if isinstance(own, int) and own > 0 else None, option)
+
+
+def _module(name: str) -> ModuleType:
+    first = name.partition(".")[0]
+    if name.startswith(("pettingzoo.mpe.", "mpe.")):
+        name = f"mpe2.{name.rpartition('.')[2]}"
+    try:
+        return load(name)
+    except ModuleNotFoundError as error:
+        if first in FAMILIES and error.name == first:
+            return _module(f"pettingzoo.{name}")
+        if error.name == "mpe2":
+            raise UserError(f"there is no module 'mpe2': {INSTALL['worlds']}") from error
+        near = did_you_mean(name, known_worlds())
+        raise UserError(
+            f"there is no module '{error.name}'{near}; expected a module or the path of a .py file"
+        ) from error
+
+
+def known_worlds() -> list[str]:
+    """The worlds of the packages that are installed here, such as `mpe2.simple_spread_v3`."""
+    found = []
+    for package in PACKAGES:
+        try:
+            spec = importlib.util.find_spec(package)
+        except ModuleNotFoundError:
+            continue
+        if spec is not None and spec.submodule_search_locations is not None:
+            names = (module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
+            found += [f"{package}.{name}" for name in names if name.rpartition("_v")[2].isdigit()]
+    return found
+
+
+def _factory(module: ModuleType, name: str) -> Callable[..., Any]:
+    """What a module makes worlds with: `parallel_env`, `env`, or its only class of PettingZoo's."""
+    for attribute in ("parallel_env", "env", "raw_env"):
+        if callable(getattr(module, attribute, None)):
+            found: Callable[..., Any] = getattr(module, attribute)
+            return found
+    classes = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, ParallelEnv | AECEnv) and value.__module__ == module.__name__
+    ]
+    if len(classes) == 1:
+        return classes[0]
+    shown = f"has {', '.join(c.__name__ for c in classes)}" if classes else "has no class of ParallelEnv or AECEnv"
+    raise UserError(f"{name} has no function parallel_env or env and {shown}; name one: pettingzoo:{name}:NAME")

@@ -1,0 +1,116 @@
+"""Anyone's worlds by name: `pettingzoo:MODULE` and `gymnasium:ID`. Importing this imports no JAX.
+
+`pettingzoo:` takes a module to import (the current folder counts) or the path of a .py file, either with `:function` or
+`:Class` behind it. `gymnasium:` takes an id that is registered with Gymnasium, or `package.module:Class`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from marl.core.config import EnvConfig
+from marl.core.errors import ConfigError, MarlError, UserError
+from marl.core.host import HostWorld
+from marl.interop import find_gymnasium, find_pettingzoo
+from marl.interop.factories import Source
+
+PREFIXES = ("pettingzoo:", "gymnasium:")
+
+
+class WorldConfig(EnvConfig):
+    """What every world in Python takes in YAML beside the keyword arguments of its own factory.
+
+    roles: by role the agents that play it, as a list or a pattern of their names (`blue_*`); None groups agents whose
+    spaces are equal.  max_steps: cut episodes that are longer.  api: of a PettingZoo world, all at once or in turns.
+    state: read the global state of worlds that have one.  preprocessing: `atari` is the usual one of Atari games, which
+    `auto` takes for ids in `ALE/`.  frame_skip, frame_stack, size, noops, sticky, life_loss, clip_reward: of that one.
+    """
+
+    roles: dict[str, str | list[str]] | None = None
+    max_steps: int | None = Field(None, ge=1)
+    api: Literal["auto", "parallel", "aec"] = "auto"
+    state: bool = True
+    preprocessing: Literal["auto", "atari", "none"] = "auto"
+    frame_skip: int = Field(4, ge=1)
+    frame_stack: int = Field(4, ge=1)
+    size: int = Field(84, ge=8)
+    noops: int = Field(30, ge=0)
+    sticky: float = Field(0.0, ge=0.0, le=1.0)
+    life_loss: bool = False
+    clip_reward: bool = True
+
+
+# Which of these options a kind of world takes; the others are its own arguments, whatever they are called.
+SHARED = frozenset({"max_steps"})
+OPTIONS = {
+    "pettingzoo:": SHARED | {"roles", "api", "state"},
+    "gymnasium:": SHARED,
+    "atari": SHARED
+    | {"preprocessing", "frame_skip", "frame_stack", "size", "noops", "sticky", "life_loss", "clip_reward"},
+}
+
+
+def is_host_world(id: str) -> bool:
+    """Whether an id names a world in Python."""
+    return id.startswith(PREFIXES)
+
+
+def world_config(id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a world with their values: those of the adapter, and the world's own as given.
+
+    Raises: ConfigError if an option is unknown or does not fit, with the nearest; UserError if there is no such world.
+    """
+    known = _known(id)
+    own = {key: value for key, value in options.items() if key not in known}
+    source = _find(id, own)
+    source.check(own, known)
+    config = _validated(id, {key: value for key, value in options.items() if key in known})
+    return {**{key: value for key, value in config.model_dump().items() if key in known}, **own}
+
+
+def make_world(id: str, options: Mapping[str, Any], render: bool = False) -> HostWorld:
+    """A copy of the world, ready to be reset. render: it can draw itself.
+
+    Raises: ConfigError if an option is unknown or does not fit; UserError if there is no such world, something that it
+    needs is not installed, or its spaces cannot be used; WorldError if it breaks its promises at once.
+    """
+    prefix, _ = _split(id)
+    resolved = world_config(id, options)
+    known = _known(id)
+    config = WorldConfig(**{key: value for key, value in resolved.items() if key in known})
+    own = {key: value for key, value in resolved.items() if key not in known}
+    try:
+        if prefix == "gymnasium:":
+            return find_gymnasium.make(id, _find(id, own), own, config, render)
+        return find_pettingzoo.make(id, _find(id, own), own, config, render)
+    except MarlError as error:
+        raise type(error)(f"world {id}: {error}") from error
+
+
+def _split(id: str) -> tuple[str, str]:
+    for prefix in PREFIXES:
+        if id.startswith(prefix) and len(id) > len(prefix):
+            return prefix, id[len(prefix) :]
+    raise UserError(f"'{id}' is no world in Python; expected pettingzoo:MODULE or gymnasium:ID")
+
+
+def _known(id: str) -> frozenset[str]:
+    prefix, name = _split(id)
+    return frozenset(OPTIONS["atari"] if find_gymnasium.is_atari(name) and prefix == "gymnasium:" else OPTIONS[prefix])
+
+
+def _find(id: str, own: Mapping[str, Any]) -> Source:
+    prefix, name = _split(id)
+    return find_gymnasium.find(name) if prefix == "gymnasium:" else find_pettingzoo.find(name)
+
+
+def _validated(id: str, options: Mapping[str, Any]) -> WorldConfig:
+    try:
+        return WorldConfig(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"world {id}: option '{key}' is {problem['input']!r}: {problem['msg']}") from error
