@@ -68,6 +68,7 @@ def restrict(step: TimeStep, roles: tuple[str, ...]) -> TimeStep:
         truncated=pick(step.truncated),
         alive=pick(step.alive),
         action_mask=mask or None,
+        acting=None if step.acting is None else pick(step.acting),
         info=None,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,11 +19,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from marl.core.algorithm import Algorithm, Policy
-from marl.core.collect import Lane, Rollout, collect, init_lanes, lane_axes, restrict
+from marl.core.collect import Lane, collect, init_lanes, lane_axes
 from marl.core.env import AnyEnvironment
 from marl.core.errors import ConfigError
 from marl.core.prng import stream
 from marl.core.types import Array, Key, LearnerState, Metrics, Trajectory, Tree
+from marl.dataflow.learning import DispatchResult, learn, trajectory_of
+from marl.dataflow.learning import count as count_rows
+from marl.io import checkpoint
 
 MESH_AXIS = "data"
 
@@ -38,63 +42,6 @@ class FusedState:
     lanes: Lane
     key: Key
     skipped: dict[str, Array]
-
-
-@struct.dataclass
-class DispatchResult:
-    """What one dispatch reports; leaves `[seed]`.
-
-    metrics: by policy name, the mean over the dispatch's updates.  env_steps, agent_steps, updates: how many.
-    episodes: how many ended.  returns: by role, sum over those of the role's mean return.  length, info: sums.
-    """
-
-    metrics: dict[str, Metrics]
-    env_steps: Array
-    agent_steps: Array
-    updates: dict[str, Array]
-    skipped: dict[str, Array]
-    episodes: Array
-    returns: dict[str, Array]
-    length: Array
-    info: dict[str, Array]
-
-
-@struct.dataclass
-class _Counts:
-    env_steps: Array
-    agent_steps: Array
-    episodes: Array
-    returns: dict[str, Array]
-    length: Array
-    info: dict[str, Array]
-
-
-def _count(rollout: Rollout) -> _Counts:
-    """Sums over a rollout of what its transitions and its finished episodes amount to."""
-    before_last = ~rollout.step.last[:-1]
-    done = rollout.finished
-
-    def over_finished(x: Array) -> Array:
-        return jnp.where(done, x, 0).sum(dtype=x.dtype)
-
-    acting = sum(
-        ((alive[:-1] & before_last[..., None]).sum(dtype=jnp.int32) for alive in rollout.step.alive.values()),
-        jnp.zeros((), jnp.int32),
-    )
-    episode = rollout.episode
-    return _Counts(
-        env_steps=before_last.sum(dtype=jnp.int32),
-        agent_steps=acting,
-        episodes=done.sum(dtype=jnp.int32),
-        returns={role: over_finished(r.mean(axis=-1)) for role, r in episode.returns.items()},
-        length=over_finished(episode.length),
-        info={name: over_finished(x) for name, x in episode.info.items()},
-    )
-
-
-def _all_finite(tree: Tree) -> Array:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats])) if floats else jnp.array(True)
 
 
 def _zeros_like_shape(shape: Tree) -> Tree:
@@ -209,28 +156,6 @@ class Fused:
         published = {name: policy.publish(learners[name]) for name, policy in self.learners.items()}
         return {**self.fixed, **published}
 
-    def _trajectory(self, name: str, rollout: Rollout, version: Array) -> Trajectory:
-        policy = self.learners[name]
-        lanes = rollout.step.last.shape[1]
-        return Trajectory(
-            step=restrict(rollout.step, policy.roles),
-            action={role: rollout.action[role] for role in policy.roles},
-            extras=rollout.extras[name],
-            carry=rollout.carry[name],
-            next_action={role: a for role, a in rollout.next_action.items() if role in policy.roles},
-            version=jnp.broadcast_to(version, (lanes,)),
-        )
-
-    def _learn(
-        self, name: str, learner: LearnerState, skipped: Array, batch: Trajectory, key: Key
-    ) -> tuple[LearnerState, Array, Metrics]:
-        """One update; one that is not finite is thrown away and counted, so no NaN is ever published."""
-        new, metrics = self.learners[name].update(learner, batch, key)
-        finite = _all_finite((new.params, metrics))
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, learner)
-        metrics = {tag: jnp.where(finite, value, 0.0).astype(jnp.float32) for tag, value in metrics.items()}
-        return kept, jnp.where(finite, 0, skipped + 1).astype(jnp.int32), metrics
-
     def _tick(self, carry: Tree, index: Array, env_steps_before: Array) -> tuple[Tree, Tree]:
         state, open_batches, done = carry
         params = self._params(state.learners)
@@ -243,7 +168,7 @@ class Fused:
             record=tuple(self.learners),
             keep_state=self.keep_state,
         )
-        counts = _count(rollout)
+        counts = count_rows(rollout)
         if len(self.devices) > 1:
             counts = jax.lax.psum(counts, MESH_AXIS)
         done = done + counts.env_steps
@@ -254,10 +179,10 @@ class Fused:
         for position, name in enumerate(self.learners):
             learner = state.learners[name].replace(env_steps=env_steps_before + done.astype(jnp.float32))
             own_key = jax.random.fold_in(update_key, position)
-            segment = self._trajectory(name, rollout, learner.updates)
+            segment = trajectory_of(self.learners[name], name, rollout, learner.updates)
             count = self.segments[name]
             if count == 1:
-                learner, bad, metrics = self._learn(name, learner, state.skipped[name], segment, own_key)
+                learner, bad, metrics = learn(self.learners[name], learner, state.skipped[name], segment, own_key)
                 updated = jnp.ones((), jnp.int32)
             else:
                 # The index comes from the scan's inputs, so that `cond` stays a branch under vmap over seeds.
@@ -273,7 +198,7 @@ class Fused:
         self, due: Array, name: str, learner: LearnerState, skipped: Array, batch: Trajectory, key: Key
     ) -> tuple[LearnerState, Array, Metrics]:
         def update(args: Tree) -> Tree:
-            return self._learn(name, *args)
+            return learn(self.learners[name], *args)
 
         arguments = (learner, skipped, batch, key)
         metric_shapes = jax.eval_shape(update, arguments)[2]
@@ -298,7 +223,7 @@ class Fused:
                 record=tuple(self.learners),
                 keep_state=self.keep_state,
             )
-            return {n: self._trajectory(n, rollout, state.learners[n].updates) for n in self.learners}
+            return {n: trajectory_of(self.learners[n], n, rollout, state.learners[n].updates) for n in self.learners}
 
         shapes = jax.eval_shape(segment, state)
         return {n: _empty_batch(shapes[n], c, self.tick) for n, c in self.segments.items() if c > 1}
@@ -369,6 +294,30 @@ class Fused:
         """Parameters of every policy as seed number `seed_index` of this run publishes them."""
         learners = jax.tree.map(lambda x: x[seed_index], state.learners)
         return self._params(learners)
+
+    def snapshot(self, state: FusedState) -> FusedState:
+        """What a checkpoint holds: the state itself."""
+        return state
+
+    def load(self, path: Path, state: FusedState) -> tuple[FusedState, dict[str, Any]]:
+        """The state saved in a checkpoint, placed, and its header. state: a fresh one, for its structure.
+
+        Raises: CheckpointError if it is damaged or of another run.
+        """
+        loaded, header = checkpoint.load(path, state)
+        return self.place(loaded), header
+
+    def describe(self) -> str:
+        """What runs where, in words."""
+        devices = ", ".join(f"{d.platform}:{d.id}" for d in self.devices)
+        return f"{self.num_envs} lanes x {len(self.seeds)} seeds on {devices}"
+
+    def take_events(self) -> list[tuple[int, str, str]]:
+        """Nothing happens inside a compiled program that its results do not tell."""
+        return []
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     def rows_per_dispatch(self) -> int:
         """Rows a seed collects in a dispatch; at most this many are env steps (reset rows are not counted)."""

@@ -29,6 +29,7 @@ __all__ = [
     "list_checkpoints",
     "load",
     "load_arrays",
+    "load_plain",
     "newest_valid",
     "path_of",
     "prune",
@@ -57,14 +58,14 @@ def save(folder: Path, step: int, tree: Tree, header: dict[str, Any], *, tag: st
     Raises: CheckpointError with path and reason if it cannot be written (disk full, no permission); what was
     half-written is removed and earlier checkpoints are untouched.
     """
-    leaves = arrays.host_leaves(tree)
+    leaves, structure = arrays.host_leaves(tree), arrays.structure_of(tree)
     final = path_of(folder, step)
     temporary = folder / f"{final.name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         temporary.mkdir()
-        _write_parts(temporary, step, leaves, header, tag)
+        _write_parts(temporary, step, leaves, structure, header, tag)
         _put_in_place(temporary, final)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -83,8 +84,10 @@ def save(folder: Path, step: int, tree: Tree, header: dict[str, Any], *, tag: st
     return final
 
 
-def _write_parts(temporary: Path, step: int, leaves: list[Leaf], header: dict[str, Any], tag: str | None) -> None:
-    sha256, size = arrays.write_file(temporary / FILE_NAME, leaves, None, {}, "checkpoint.arrays")
+def _write_parts(
+    temporary: Path, step: int, leaves: list[Leaf], structure: object, header: dict[str, Any], tag: str | None
+) -> None:
+    sha256, size = arrays.write_file(temporary / FILE_NAME, leaves, structure, {}, "checkpoint.arrays")
     text = (dumps(header, indent=2) + "\n").encode()
     replace_file(temporary / HEADER, text)
     files = {
@@ -215,6 +218,15 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
     verify(path)
     leaves, _, _ = arrays.read_file(path / FILE_NAME, verify=False)
     return fill(leaves, like, str(path)), read_header(path)
+
+
+def load_plain(path: Path) -> tuple[Tree, dict[str, Any]]:
+    """The state saved from a tree of dicts, lists and tuples, as NumPy arrays and numbers, and the header.
+
+    Raises: CheckpointError if a file is damaged, or the state was saved from other containers (then use `load`).
+    """
+    verify(path)
+    return load_arrays(path)[0], read_header(path)
 
 
 def fill(leaves: list[Leaf], like: Tree, source: str) -> Tree:

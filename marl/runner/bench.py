@@ -127,8 +127,8 @@ def _bench_experiment(name: str) -> dict[str, Any]:
     compile_s = time.perf_counter() - started
     params = fused.published(state, 0)
     lanes = fused.num_envs * len(fused.seeds)
-    world = windows(collector(plan.env, random_policies(plan.env), {"random": ()}, lanes, fused.tick))
-    acting = windows(collector(plan.env, dict(plan.policies), params, lanes, fused.tick))
+    world = windows(collector(plan.jax_env, random_policies(plan.jax_env), {"random": ()}, lanes, fused.tick))
+    acting = windows(collector(plan.jax_env, dict(plan.policies), params, lanes, fused.tick))
     with tempfile.TemporaryDirectory() as folder:
         training, host = _train_windows(config, fused, state, Path(folder))
     per_step = {name: 1.0 / statistics.median(rates) for name, rates in (("world", world), ("acting", acting))}

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from marl.core.errors import UserError
+from marl.core.host_group import FaultPolicy
 from marl.core.types import Tree
 from marl.dataflow.fused import Fused
-from marl.evaluate.protocol import Evaluator
+from marl.dataflow.local import Local, LocalOptions
+from marl.evaluate.host import HostEpisodePlayer, HostEvaluator
+from marl.evaluate.protocol import EpisodePlayer, Evaluator
 from marl.io.checkpoint import load_arrays
 from marl.runner.plan import Plan
-from marl.runner.schema import ExperimentConfig
+from marl.runner.schema import ExperimentConfig, FusedConfig, LocalConfig
 
 ROWS_PER_DISPATCH = (
     16_384  # over all seeds: long enough to hide the host, short enough to show progress and react to signals
@@ -21,18 +25,29 @@ ROWS_PER_DISPATCH = (
 DEFAULT_CHECKPOINT_EVERY = 1_000_000  # env steps, for runs without a step budget
 
 
+def device(config: ExperimentConfig, part: str) -> list[jax.Device]:
+    """The devices that `dataflow.devices.<part>` can mean, at least one.
+
+    Raises: ConfigError if there is none on this machine.
+    """
+    wanted = getattr(config.dataflow.devices, part)
+    kind, _, number = wanted.partition(":")
+    have = ", ".join(f"{d.platform}:{d.id}" for d in jax.devices())
+    try:
+        devices: list[jax.Device] = jax.devices() if kind == "auto" else jax.devices(kind)
+        return [devices[int(number)]] if number else devices
+    except (RuntimeError, IndexError) as error:
+        text = f"device '{wanted}' is not on this machine; expected auto or one that JAX sees: {have}"
+        raise config.source.error(("dataflow", "devices", part), text) from error
+
+
 def learner_devices(config: ExperimentConfig) -> list[jax.Device]:
-    """The devices the lanes are split over.
+    """The devices the lanes of a fused run are split over.
 
     Raises: ConfigError if the platform or that many devices are absent.
     """
-    wanted = config.dataflow.devices.learner
-    try:
-        devices = jax.devices() if wanted == "auto" else jax.devices(wanted)
-    except RuntimeError as error:
-        have = ", ".join(sorted({d.platform for d in jax.devices()}))
-        text = f"device '{wanted}' is not on this machine; expected auto or one that JAX sees: {have}"
-        raise config.source.error(("dataflow", "devices", "learner"), text) from error
+    assert isinstance(config.dataflow, FusedConfig)
+    devices = device(config, "learner")
     asked = config.dataflow.data_parallel
     even = (n for n in range(1, len(devices) + 1) if config.dataflow.num_envs % n == 0)
     count: int = max(even) if asked == "auto" else asked
@@ -49,6 +64,8 @@ def updates_per_dispatch(config: ExperimentConfig, plan: Plan) -> int:
         return int(chosen)
     rollout = max((plan.policies[name].needs.rollout for name in plan.learners), default=1)
     rows = rollout * config.dataflow.num_envs
+    if isinstance(config.dataflow, LocalConfig) and asynchronous(config, plan):
+        rows //= slots(config)
     limits = [ROWS_PER_DISPATCH // len(config.seed_list)]
     limits += [n for n in (config.evaluate.every, config.checkpoint.every) if n]
     if config.stop.env_steps:
@@ -62,13 +79,47 @@ def resolved(plan: Plan) -> ExperimentConfig:
     if config.checkpoint.every is None:
         every = max(1, config.stop.env_steps // 10) if config.stop.env_steps else DEFAULT_CHECKPOINT_EVERY
         config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": every})})
-    dataflow = config.dataflow.model_copy(
-        update={
-            "updates_per_dispatch": updates_per_dispatch(config, plan),
-            "data_parallel": len(learner_devices(config)),
-        }
-    )
-    return config.model_copy(update={"dataflow": dataflow})
+    found: dict[str, Any] = {"updates_per_dispatch": updates_per_dispatch(config, plan)}
+    if isinstance(config.dataflow, FusedConfig):
+        found["data_parallel"] = len(learner_devices(config))
+    else:
+        local = config.dataflow
+        phase = local.random_phase
+        found["slots"] = slots(config)
+        found["gradients"] = "asynchronous" if asynchronous(config, plan) else "batch"
+        found["random_phase"] = phase if phase != "auto" else plan.host is not None and local.max_staleness > 0
+    return config.model_copy(update={"dataflow": config.dataflow.model_copy(update=found)})
+
+
+def slots(config: ExperimentConfig) -> int:
+    """How many groups of lanes: as configured; `auto`: two a process, so that one moves while the other one's actions
+    are inferred, and one without processes."""
+    local = config.dataflow
+    assert isinstance(local, LocalConfig)
+    if local.slots != "auto":
+        return local.slots
+    if not local.workers:
+        return 1
+    for count in (2 * local.workers, local.workers):
+        if local.num_envs % count == 0:
+            return count
+    text = f"{local.workers} processes cannot share {local.num_envs} lanes evenly; expected num_envs a multiple of it"
+    raise config.source.error(("dataflow", "workers"), text)
+
+
+def asynchronous(config: ExperimentConfig, plan: Plan) -> bool:
+    """Whether gradients are applied as they arrive: as configured; `auto`: where every learner gives gradients.
+
+    Raises: ConfigError if it is asked for and a learner has no gradients to give.
+    """
+    local = config.dataflow
+    assert isinstance(local, LocalConfig)
+    able = [name for name in plan.learners if plan.policies[name].needs.gradients]
+    if local.gradients == "asynchronous" and len(able) < len(plan.learners):
+        other = next(name for name in plan.learners if name not in able)
+        text = f"'{other}' gives no gradients; expected batch, or an algorithm that does, such as a3c"
+        raise config.source.error(("dataflow", "gradients"), text)
+    return local.gradients == "asynchronous" or (local.gradients == "auto" and len(able) == len(plan.learners) > 0)
 
 
 def frozen_params(plan: Plan) -> dict[str, Tree]:
@@ -97,7 +148,7 @@ def build_fused(config: ExperimentConfig, plan: Plan) -> Fused:
 
         plan = plan.with_axis(MESH_AXIS)
     return Fused(
-        plan.env,
+        plan.jax_env,
         plan.policies,
         plan.learners,
         frozen_params(plan),
@@ -108,6 +159,68 @@ def build_fused(config: ExperimentConfig, plan: Plan) -> Fused:
     )
 
 
-def build_evaluator(config: ExperimentConfig, plan: Plan, greedy: bool | None = None) -> Evaluator:
+def build_local(config: ExperimentConfig, plan: Plan) -> Local:
+    """The local dataflow of a resolved config.
+
+    Raises: ConfigError if a learner cannot stand data as stale as `dataflow.max_staleness` lets it be.
+    """
+    local = config.dataflow
+    assert isinstance(local, LocalConfig)
+    is_asynchronous = asynchronous(config, plan)
+    for name in plan.learners:
+        stands = plan.policies[name].needs.max_staleness
+        if not is_asynchronous and local.max_staleness > stands:
+            text = (
+                f"'{name}' learns from data at most {stands} versions old, got {local.max_staleness}; "
+                "expected less, or agents with correction: vtrace"
+            )
+            raise config.source.error(("dataflow", "max_staleness"), text)
+    faults = local.world_faults
+    options = LocalOptions(
+        num_envs=local.num_envs,
+        slots=slots(config),
+        workers=local.workers if plan.host is not None else 0,
+        max_staleness=None if is_asynchronous else local.max_staleness,
+        asynchronous=is_asynchronous,
+        random_phase=bool(local.random_phase) and local.random_phase != "auto",
+        updates_per_dispatch=updates_per_dispatch(config, plan),
+        faults=FaultPolicy(faults.share, faults.grace, faults.timeout),
+        inference=_chosen(config, "inference"),
+        learner=_chosen(config, "learner"),
+    )
+    worlds = plan.jax_env if plan.host is None else plan.host
+    return Local(worlds, plan.policies, plan.learners, frozen_params(plan), options, config.seed_list)
+
+
+def _chosen(config: ExperimentConfig, part: str) -> jax.Device | None:
+    """The device of a part; None for JAX's default one."""
+    devices = device(config, part)
+    return None if getattr(config.dataflow.devices, part) == "auto" else devices[0]
+
+
+def build_dataflow(config: ExperimentConfig, plan: Plan) -> Fused | Local:
+    """The dataflow of a resolved config. Raises: ConfigError as `build_fused` and `build_local`."""
+    return build_fused(config, plan) if isinstance(config.dataflow, FusedConfig) else build_local(config, plan)
+
+
+AnyEvaluator: TypeAlias = Evaluator | HostEvaluator
+AnyPlayer: TypeAlias = EpisodePlayer | HostEpisodePlayer
+
+
+def build_evaluator(config: ExperimentConfig, plan: Plan, greedy: bool | None = None) -> AnyEvaluator:
     """The evaluator of a config; `greedy` overrides the config's choice."""
-    return Evaluator(plan.env, plan.policies, greedy=config.evaluate.greedy if greedy is None else greedy)
+    act_greedily = config.evaluate.greedy if greedy is None else greedy
+    if plan.host is None:
+        return Evaluator(plan.jax_env, plan.policies, greedy=act_greedily)
+    faults = FaultPolicy()
+    if isinstance(config.dataflow, LocalConfig):
+        own = config.dataflow.world_faults
+        faults = FaultPolicy(own.share, own.grace, own.timeout)
+    return HostEvaluator(plan.host, plan.policies, greedy=act_greedily, faults=faults)
+
+
+def build_player(plan: Plan, greedy: bool) -> AnyPlayer:
+    """What films episodes of a plan's world."""
+    if plan.host is None:
+        return EpisodePlayer(plan.jax_env, plan.policies, greedy=greedy)
+    return HostEpisodePlayer(plan.host, plan.policies, greedy=greedy)

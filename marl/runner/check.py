@@ -110,7 +110,7 @@ def _algorithm(target: str, overrides: Sequence[str]) -> int:
     params: dict[str, Any] = {"all": ()}
     if plan.learners:
         fused = Fused(
-            plan.env,
+            plan.jax_env,
             plan.policies,
             plan.learners,
             {},
@@ -128,7 +128,7 @@ def _algorithm(target: str, overrides: Sequence[str]) -> int:
             return 1
         params = fused.published(state, 0)
     if plan.env.max_steps is not None:
-        played = Evaluator(plan.env, plan.policies, greedy=True).run(params, "test", TRIAL_LANES)
+        played = Evaluator(plan.jax_env, plan.policies, greedy=True).run(params, "test", TRIAL_LANES)
         means = ", ".join(f"{role} {value.mean():.4g}" for role, value in played.returns.items())
         say(f"{TRIAL_LANES} greedy episodes: return {means}")
     say("ok")

@@ -11,12 +11,11 @@ import numpy as np
 
 from marl.core.errors import ConfigError
 from marl.core.types import EpisodeResult
-from marl.evaluate.protocol import Evaluator
 from marl.evaluate.records import append_evaluation
 from marl.evaluate.statistics import Interval, mean_intervals, preliminary
 from marl.io.console import next_commands, say
 from marl.io.lock import RunLock
-from marl.runner.build import frozen_params
+from marl.runner.build import AnyEvaluator, build_evaluator, frozen_params
 from marl.runner.listing import table
 from marl.runner.load import load_experiment
 from marl.runner.plan import make_plan
@@ -47,11 +46,11 @@ def evaluate(
     use_compilation_cache(config)
     count = episodes or config.evaluate.episodes
     act_greedily = config.evaluate.greedy if greedy is None else greedy
-    evaluator: Evaluator | None = None
+    evaluator: AnyEvaluator | None = None
     results: dict[int, EpisodeResult] = {}
     for seed in run_seeds(folder):
         plan, params, header = load_run_policy(folder, seed, "policy_best" if best else "policy")
-        evaluator = evaluator or Evaluator(plan.env, plan.policies, greedy=act_greedily)
+        evaluator = evaluator or build_evaluator(config, plan, act_greedily)
         results[seed] = evaluator.run(params, "test", count)
         record = evaluation_record(
             config, results[seed], seed=seed, env_steps=header["env_steps"], kind="test", greedy=act_greedily

@@ -120,7 +120,7 @@ def _trainer(device: jax.Device) -> Fused:
     )
     plan = make_plan(config)
     made = Fused(
-        plan.env, plan.policies, plan.learners, {}, num_envs=8, seeds=(0,), updates_per_dispatch=2, devices=[device]
+        plan.jax_env, plan.policies, plan.learners, {}, num_envs=8, seeds=(0,), updates_per_dispatch=2, devices=[device]
     )
     return made
 

@@ -19,7 +19,6 @@ from marl.runner.schema import ExperimentConfig
 from marl.runner.yaml_tree import COMMAND_LINE, MAX_BYTES, Node, Path, Source, parse_scalar, parse_yaml
 
 STUDIES = "studies/"
-HOST_WORLDS = ("pettingzoo", "gymnasium")
 _EXCLUSIVE = {"seed": "seeds", "seeds": "seed"}
 
 
@@ -192,9 +191,6 @@ def _replaced(root: Node, path: Path, new: Node, key: str) -> Node:
 
 
 def _check_name(registry: Registry, name: str, source: Source, path: Path) -> None:
-    prefix = name.partition(":")[0]
-    if ":" in name and prefix in HOST_WORLDS and registry is envs.REGISTRY:
-        raise source.error(path, f"'{name}': worlds of {prefix} are not available yet in this version")
     if ":" in name:
         return
     known = registry.names()

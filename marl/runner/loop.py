@@ -6,28 +6,32 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
 from marl.core.errors import CheckpointError, RunError
-from marl.dataflow.fused import DispatchResult, Fused, FusedState
-from marl.evaluate.protocol import Evaluator
+from marl.dataflow.fused import Fused
+from marl.dataflow.learning import DispatchResult
+from marl.dataflow.local import Local
 from marl.evaluate.records import append_evaluation
 from marl.io import checkpoint as checkpoints
 from marl.io.jsonl import JsonlSink
 from marl.io.metrics import Event, Row, Sinks, event_row
+from marl.runner.build import AnyEvaluator
 from marl.runner.policies import save_policy
 from marl.runner.progress import Progress
 from marl.runner.results import evaluation_record, evaluation_row, mean_return
 from marl.runner.schema import ExperimentConfig
+
+AnyDataflow: TypeAlias = Fused | Local
 
 GIVE_UP_AFTER = 100  # updates in a row that were not finite, in every seed, before the run is called failed
 RETRY_CHECKPOINT_S = (5.0, 300.0)  # first and longest wait before a failed periodic checkpoint is tried again
 
 
 class TrainingLoop:
-    """Drives a `Fused` run from `progress` to its stop rule.
+    """Drives a run of either dataflow from `progress` to its stop rule.
 
     sinks: where rows go, `metrics` (metrics.jsonl) among them.  should_stop: True once the run was asked to stop.
     """
@@ -35,8 +39,8 @@ class TrainingLoop:
     def __init__(
         self,
         config: ExperimentConfig,
-        fused: Fused,
-        evaluator: Evaluator | None,
+        dataflow: AnyDataflow,
+        evaluator: AnyEvaluator | None,
         run_dir: Path,
         sinks: Sinks,
         metrics: JsonlSink,
@@ -47,7 +51,7 @@ class TrainingLoop:
         video: Callable[[int, dict[str, Any], int], None] | None = None,
     ) -> None:
         self.config = config
-        self.fused = fused
+        self.dataflow = dataflow
         self.evaluator = evaluator
         self.run_dir = run_dir
         self.sinks = sinks
@@ -64,7 +68,7 @@ class TrainingLoop:
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
-    def run(self, state: FusedState, *, save: bool = True) -> tuple[FusedState, str]:
+    def run(self, state: Any, *, save: bool = True) -> tuple[Any, str]:
         """Train until a stop rule holds or the run is asked to stop. Returns the last state and why it ended.
 
         save: write checkpoints (a benchmark does not).
@@ -76,7 +80,8 @@ class TrainingLoop:
         rows: list[Row] = []
         while reason is None:
             started = time.perf_counter()
-            state, result = self.fused.dispatch(state, self.progress.env_steps)
+            dataflow: Any = self.dataflow  # its own kind of state goes in and comes out
+            state, result = dataflow.dispatch(state, self.progress.env_steps)
             self._write(rows)  # the previous dispatch's rows, while the device works on this one
             host: DispatchResult = jax.device_get(result)
             elapsed = time.perf_counter() - started
@@ -84,6 +89,8 @@ class TrainingLoop:
             self._count(host)
             rows = self._train_rows(host, elapsed)
             self._check_finite(host)
+            for seed, name, words in self.dataflow.take_events():
+                self.event(name, f"seed {seed}: {words}")
             reason = "interrupted" if self.should_stop() else self._reached()
             evaluate = self._due(self.config.evaluate.every, "evaluations")
             checkpoint = self._due(self.config.checkpoint.every, "checkpoints")
@@ -138,7 +145,7 @@ class TrainingLoop:
         memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         session = time.perf_counter() - self._session_start
         rows = []
-        for index in range(len(self.fused.seeds)):
+        for index in range(len(self.dataflow.seeds)):
             row: Row = self._header("train", index, now)
             episodes = int(result.episodes[index])
             if episodes:
@@ -155,6 +162,7 @@ class TrainingLoop:
                     row[f"{group}/{policy}/{rest}"] = float(value[index])
                 row[f"flow/skipped_updates/{policy}"] = int(result.skipped[policy][index])
             row["flow/policy_lag"] = 0.0
+            row.update({f"flow/{tag}": float(value[index]) for tag, value in result.flow.items()})
             row["flow/agent_steps"] = self.progress.agent_steps[index]
             row["flow/episodes"] = self.progress.episodes[index]
             row["perf/env_steps_per_s"] = float(result.env_steps.sum()) / elapsed
@@ -168,7 +176,7 @@ class TrainingLoop:
     def _header(self, kind: str, index: int, now: float) -> Row:
         return {
             "kind": kind,
-            "seed": self.fused.seeds[index],
+            "seed": self.dataflow.seeds[index],
             "env_steps": self.progress.env_steps[index],
             "updates": self.progress.updates[index],
             "time": now,
@@ -181,7 +189,7 @@ class TrainingLoop:
     def event(self, name: str, detail: str) -> None:
         """Record something that happened to the run, and show it."""
         totals = self.progress
-        self.sinks.write(event_row(Event(name, detail), self.fused.seeds[0], totals.env_steps[0], totals.updates[0]))
+        self.sinks.write(event_row(Event(name, detail), self.dataflow.seeds[0], totals.env_steps[0], totals.updates[0]))
 
     def _check_finite(self, result: DispatchResult) -> None:
         for policy, skipped in result.skipped.items():
@@ -190,7 +198,7 @@ class TrainingLoop:
                     f"'{policy}' has diverged: its last {int(skipped.min())} updates were not finite in every seed; "
                     "a smaller learning_rate or max_grad_norm usually helps"
                 )
-            for index, seed in enumerate(self.fused.seeds):
+            for index, seed in enumerate(self.dataflow.seeds):
                 if int(skipped[index]) > 0:
                     self.event(
                         "update skipped",
@@ -202,13 +210,13 @@ class TrainingLoop:
 
     _latest_returns: tuple[float, ...] = ()
 
-    def evaluate(self, state: FusedState) -> None:
+    def evaluate(self, state: Any) -> None:
         """Validation episodes for every seed; the best parameters so far go to `policy_best/`."""
         assert self.evaluator is not None
         episodes = self.config.evaluate.episodes
         latest = []
-        for index in range(len(self.fused.seeds)):
-            params = self.fused.published(state, index)
+        for index in range(len(self.dataflow.seeds)):
+            params = self.dataflow.published(state, index)
             started = time.perf_counter()
             result = self.evaluator.run(params, "validation", episodes)
             self.device_s += time.perf_counter() - started
@@ -219,7 +227,7 @@ class TrainingLoop:
             record = evaluation_record(
                 self.config,
                 result,
-                seed=self.fused.seeds[index],
+                seed=self.dataflow.seeds[index],
                 env_steps=self.progress.env_steps[index],
                 kind="validation",
                 greedy=self.evaluator.greedy,
@@ -236,14 +244,14 @@ class TrainingLoop:
 
     def seed_dir(self, index: int) -> Path:
         """Where a seed's own files go: the run folder itself, or `seed_<n>/` in a group."""
-        if len(self.fused.seeds) == 1:
+        if len(self.dataflow.seeds) == 1:
             return self.run_dir
-        return self.run_dir / f"seed_{self.fused.seeds[index]}"
+        return self.run_dir / f"seed_{self.dataflow.seeds[index]}"
 
     def _save_policy(self, index: int, params: dict[str, Any], which: str) -> None:
         header = {
             **self.policy_header,
-            "seed": self.fused.seeds[index],
+            "seed": self.dataflow.seeds[index],
             "env_steps": self.progress.env_steps[index],
             "updates": self.progress.updates[index],
             "validation_return": self.progress.best_return[index] if which == "policy_best" else None,
@@ -252,7 +260,7 @@ class TrainingLoop:
 
     # ---- checkpoint ------------------------------------------------------------------------------------------------
 
-    def _checkpoint(self, state: FusedState, *, final: bool) -> None:
+    def _checkpoint(self, state: Any, *, final: bool) -> None:
         """Save the whole state. A periodic one that fails is an event, tried again later; a final one must succeed."""
         if not final and time.perf_counter() < self._retry_at:
             self.progress.checkpoints -= 1  # still due
@@ -269,7 +277,7 @@ class TrainingLoop:
             self._retry_wait = min(2 * wait, RETRY_CHECKPOINT_S[1])
             self.event("checkpoint failed", f"{error}; training goes on, trying again in {wait:.0f} s")
 
-    def save(self, state: FusedState) -> Path:
+    def save(self, state: Any) -> Path:
         """Write a checkpoint and the current policy; prune old checkpoints.
 
         Raises: CheckpointError if it cannot be written; the previous checkpoint is untouched.
@@ -283,10 +291,13 @@ class TrainingLoop:
         for index, env_steps in enumerate(self.progress.env_steps):
             if self.progress.best_return[index] is not None and self.progress.best_env_steps[index] == env_steps:
                 best[index] = checkpoints.path_of(folder, step).name
-        header = {"progress": {**self.progress.to_header(), "best_checkpoint": best}, "seeds": list(self.fused.seeds)}
-        path = checkpoints.save(folder, step, state, header)
+        header = {
+            "progress": {**self.progress.to_header(), "best_checkpoint": best},
+            "seeds": list(self.dataflow.seeds),
+        }
+        path = checkpoints.save(folder, step, self.dataflow.snapshot(state), header)
         self.progress.best_checkpoint = best
-        for index in range(len(self.fused.seeds)):
-            self._save_policy(index, self.fused.published(state, index), "policy")
+        for index in range(len(self.dataflow.seeds)):
+            self._save_policy(index, self.dataflow.published(state, index), "policy")
         checkpoints.prune(folder, self.config.checkpoint.keep, [folder / name for name in best if name is not None])
         return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -13,14 +13,17 @@ from marl import agents, envs
 from marl.core.algorithm import Policy
 from marl.core.config import AgentConfig
 from marl.core.env import AnyEnvironment
-from marl.core.errors import ConfigError, UserError, did_you_mean
+from marl.core.errors import ConfigError, MarlError, UserError, did_you_mean
+from marl.core.host import HostFactory, HostWorld
+from marl.core.host_rows import HostWorlds
 from marl.core.registry import Registry
 from marl.core.types import RoleSpec
 from marl.runner.explain import explain, validate
-from marl.runner.schema import AgentSection, EnvSection, ExperimentConfig
+from marl.runner.schema import HOST_WORLDS, AgentSection, EnvSection, ExperimentConfig
 from marl.runner.yaml_tree import Path as KeyPath
 
 ALL = "all"
+WORLD_FACTORY = "marl.interop.worlds:make_world"  # makes a copy of a world in Python, in any process
 
 
 class MisfitError(ConfigError):
@@ -40,23 +43,31 @@ class Cast:
 class Plan:
     """The parts that a config names. Policies are named by their keys under `agents`, in that order.
 
-    config: the config with every option of the world and the policies written out.  learners: the policies that learn.
-    frozen: the policy folders that `checkpoint` names.
+    config: the config with every option of the world and the policies written out.  env: the world; one in Python has
+    `host` beside it, with which copies are made.  learners: the policies that learn.  frozen: the policy folders that
+    `checkpoint` names.
     """
 
     config: ExperimentConfig
-    env: AnyEnvironment
+    env: AnyEnvironment | HostWorld
+    host: HostWorlds | None
     policies: dict[str, Policy]
     learners: tuple[str, ...]
     frozen: dict[str, Path]
     cast: dict[str, Cast]
+
+    @property
+    def jax_env(self) -> AnyEnvironment:
+        """The world of a plan whose world is in JAX."""
+        assert self.host is None
+        return cast(AnyEnvironment, self.env)
 
     def with_axis(self, axis: str) -> Plan:
         """The same plan with policies whose learners average over the device-mesh axis `axis`."""
         return dataclasses.replace(self, policies={name: _policy(cast, axis) for name, cast in self.cast.items()})
 
 
-def make_world(config: ExperimentConfig) -> AnyEnvironment:
+def make_world(config: ExperimentConfig) -> AnyEnvironment | HostWorld:
     """Import and build the world of a config alone. Raises: ConfigError as `make_plan`."""
     return _world(config)[0]
 
@@ -67,9 +78,9 @@ def make_plan(config: ExperimentConfig) -> Plan:
     Raises: ConfigError with the key's place if the world or an algorithm cannot be imported or is none, an option is
     wrong, a role is unknown, missing or played twice, or a checkpoint is not there.
     """
-    env, env_options = _world(config)
+    env, host, env_options = _world(config)
     roles = {spec.name: spec for spec in env.roles}
-    cast: dict[str, Cast] = {}
+    casts: dict[str, Cast] = {}
     policies: dict[str, Policy] = {}
     frozen: dict[str, Path] = {}
     sections: dict[str, AgentSection] = {}
@@ -77,9 +88,9 @@ def make_plan(config: ExperimentConfig) -> Plan:
         path, section = ("agents", key), config.agents[key]
         make = _resolve(agents.REGISTRY, section.algorithm, config, (*path, "algorithm"), ("initial_carry", "act"))
         options = validate(make.Config, section.options, config.source, path)
-        cast[key] = Cast(make, options, tuple(roles[name] for name in names))
+        casts[key] = Cast(make, options, tuple(roles[name] for name in names))
         try:
-            policies[key] = _policy(cast[key], None)
+            policies[key] = _policy(casts[key], None)
         except UserError as error:
             raise MisfitError(str(config.source.error(path, str(error)))) from error
         if section.checkpoint is not None:
@@ -90,7 +101,7 @@ def make_plan(config: ExperimentConfig) -> Plan:
         sections[key] = AgentSection(**kept, **options.model_dump(mode="json"))
     learners = tuple(name for name, policy in policies.items() if hasattr(policy, "update") and name not in frozen)
     full = config.model_copy(update={"env": EnvSection(id=config.env.id, **env_options), "agents": sections})
-    return Plan(full, env, policies, learners, frozen, cast)
+    return Plan(full, env, host, policies, learners, frozen, casts)
 
 
 def _policy(cast: Cast, axis: str | None) -> Policy:
@@ -98,7 +109,14 @@ def _policy(cast: Cast, axis: str | None) -> Policy:
     return policy
 
 
-def _world(config: ExperimentConfig) -> tuple[AnyEnvironment, dict[str, Any]]:
+def _world(config: ExperimentConfig) -> tuple[AnyEnvironment | HostWorld, HostWorlds | None, dict[str, Any]]:
+    if config.env.id.startswith(HOST_WORLDS):
+        factory = HostFactory(WORLD_FACTORY, {"id": config.env.id, "options": config.env.options})
+        try:
+            host, world = HostWorlds.of(factory)
+        except MarlError as error:
+            raise config.source.error(("env",), str(error)) from error
+        return world, host, config.env.options
     make = _resolve(envs.REGISTRY, config.env.id, config, ("env", "id"), ("reset", "step"))
     options = validate(make.Config, config.env.options, config.source, ("env",))
     try:
@@ -107,7 +125,7 @@ def _world(config: ExperimentConfig) -> tuple[AnyEnvironment, dict[str, Any]]:
         raise explain(error, make.Config, config.env.options, config.source, ("env",)) from None
     except UserError as error:
         raise config.source.error(("env",), str(error)) from error
-    return env, options.model_dump(mode="json")
+    return env, None, options.model_dump(mode="json")
 
 
 def _resolve(registry: Registry, name: str, config: ExperimentConfig, path: KeyPath, methods: tuple[str, ...]) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from marl.core.algorithm import Policy
 from marl.core.collect import restrict
 from marl.core.errors import UserError
+from marl.core.spaces import Dict, ObservationSpace
 from marl.core.types import ByRole, TimeStep, Tree
 from marl.io.checkpoint import load_arrays, save_arrays
 from marl.io.files import read_json
@@ -99,11 +100,7 @@ class LoadedPolicy:
         for name, spec in self.roles.items():
             if name not in by_role:
                 raise UserError(f"obs has no role '{name}'; expected {', '.join(self.roles)}")
-            array = np.asarray(by_role[name], spec.observation_space.dtype)
-            expected = (spec.size, *spec.observation_space.shape)
-            if array.shape != expected:
-                raise UserError(f"obs of role '{name}' has shape {array.shape}, expected {expected}")
-            arrays[name] = jnp.asarray(array)
+            arrays[name] = _observation(name, spec.observation_space, by_role[name], spec.size)
         first = carry is None
         if first:
             carry = {name: policy.initial_carry() for name, policy in self._policies.items()}
@@ -125,6 +122,19 @@ class LoadedPolicy:
         carry, actions = self._step(self._params, carry, step, key)
         numpy_actions = {name: np.asarray(a) for name, a in actions.items()}
         return (next(iter(numpy_actions.values())) if single else numpy_actions), carry
+
+
+def _observation(role: str, space: ObservationSpace, given: Any, size: int) -> Tree:
+    """An observation of a role as JAX arrays. Raises: UserError if it has another shape than the world's."""
+    if isinstance(space, Dict):
+        if not isinstance(given, Mapping) or set(given) != {key for key, _ in space.items}:
+            raise UserError(f"obs of role '{role}' must be a dict of {', '.join(key for key, _ in space.items)}")
+        return {key: _observation(f"{role}/{key}", part, given[key], size) for key, part in space.items}
+    array = np.asarray(given, space.dtype)
+    expected = (size, *space.shape)
+    if array.shape != expected:
+        raise UserError(f"obs of role '{role}' has shape {array.shape}, expected {expected}")
+    return jnp.asarray(array)
 
 
 def load_policy(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from marl.evaluate.protocol import EpisodePlayer
 from marl.io.console import next_commands, say
 from marl.io.video import write_video
+from marl.runner.build import build_player
 from marl.runner.load import load_experiment
 from marl.runner.policies import load_run_policy
 from marl.runner.runs import resolve_run
@@ -35,7 +35,7 @@ def render(
     config = load_experiment(folder / "config.yaml").config
     use_compilation_cache(config)
     plan, params, _ = load_run_policy(folder, seed, "policy_best" if best else "policy")
-    player = EpisodePlayer(plan.env, plan.policies, greedy=config.evaluate.greedy if greedy is None else greedy)
+    player = build_player(plan, config.evaluate.greedy if greedy is None else greedy)
     frames, result = player.frames(params, "test", episode_seed)
     write_video(output, frames, getattr(plan.env, "render_fps", DEFAULT_FPS))
     returns = ", ".join(f"{role} {float(np.mean(value)):.2f}" for role, value in result.returns.items())

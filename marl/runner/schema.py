@@ -9,9 +9,11 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
     PrivateAttr,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -19,9 +21,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from marl.core.config import FrozenConfig
+from marl.core.errors import did_you_mean
 from marl.runner.yaml_tree import Source
 
-LATER_DATAFLOWS = ("local", "ray")
+LATER_DATAFLOWS = ("ray",)
+HOST_WORLDS = ("pettingzoo:", "gymnasium:")  # how the ids of worlds in Python begin
 RESERVED_NAMES = (".", "..", "latest")
 MAX_STEPS = 10**15
 _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -71,7 +75,17 @@ Duration = Annotated[
     BeforeValidator(parse_duration),
     PlainSerializer(format_duration, when_used="json"),
 ]
-Device = Literal["auto", "cpu", "gpu", "tpu"]
+_DEVICE = re.compile(r"auto|(cpu|gpu|tpu)(:\d{1,4})?")
+
+
+def valid_device(text: str) -> str:
+    """The text itself if it can name a device. Raises: ValueError otherwise."""
+    if not _DEVICE.fullmatch(text):
+        raise ValueError("expected auto, cpu, gpu or tpu, or one of several as in gpu:1")
+    return text
+
+
+Device = Annotated[str, AfterValidator(valid_device)]
 
 
 class OpenConfig(FrozenConfig):
@@ -100,7 +114,9 @@ class AgentSection(OpenConfig):
 
 
 class DevicesConfig(FrozenConfig):
-    """Where the parts run. With `fused` all parts are one program, which runs where `learner` says."""
+    """Where the parts run: `auto`, `cpu`, `gpu`, or one of several, `gpu:1`. With `fused` all parts are one program,
+    which runs where `learner` says. Worlds in Python (`actors`) always run on the CPU; `auto` puts inference and
+    learner on JAX's default device."""
 
     learner: Device = "auto"
     actors: Device = "auto"
@@ -120,7 +136,9 @@ class FusedConfig(FrozenConfig):
     @classmethod
     def _known(cls, kind: object) -> object:
         if kind in LATER_DATAFLOWS:
-            raise PydanticCustomError("unavailable", "not available yet in this version; expected 'fused'")
+            raise PydanticCustomError("unavailable", "not available yet in this version; expected 'fused' or 'local'")
+        if kind != "fused":
+            raise ValueError(f"expected 'fused' or 'local'{did_you_mean(str(kind), ('fused', 'local'))}")
         return kind
 
     @model_validator(mode="after")
@@ -128,6 +146,59 @@ class FusedConfig(FrozenConfig):
         if self.data_parallel != "auto" and self.num_envs % self.data_parallel:
             raise ValueError(f"num_envs {self.num_envs} is no multiple of data_parallel {self.data_parallel}")
         return self
+
+
+class WorldFaultsConfig(FrozenConfig):
+    """What worlds in Python may do wrong before the run stops: a `share` of all episodes once `grace` faults are used
+    up; one call may take `timeout`."""
+
+    share: float = Field(default=0.05, ge=0.0, le=1.0)
+    grace: int = Field(default=3, ge=0, le=1_000_000)
+    timeout: Annotated[
+        Annotated[float, Field(gt=0.0, le=86_400.0)],
+        BeforeValidator(parse_duration),
+        PlainSerializer(format_duration, when_used="json"),
+    ] = 60.0
+
+
+class LocalConfig(FrozenConfig):
+    """Actors, policy server, buffer, learner and parameter store, decoupled in one process.
+
+    num_envs: copies of the world, in `slots` groups that fill a rollout each.  workers: processes that step worlds in
+    Python; 0: this one.  max_staleness: how many versions old a rollout may be when it is learned from.  gradients:
+    `asynchronous`: each slot is a worker whose gradient is applied as it arrives (A3C).  random_phase: slots begin at
+    different rows of their first rollout, so that they are not all full at the same moment.
+    """
+
+    kind: Literal["local"] = "local"
+    num_envs: int = Field(default=32, ge=1, le=2**16)
+    slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    workers: int = Field(default=0, ge=0, le=1024)
+    max_staleness: int = Field(default=0, ge=0, le=1000)
+    gradients: Literal["auto", "batch", "asynchronous"] = "auto"
+    random_phase: bool | Literal["auto"] = "auto"
+    updates_per_dispatch: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
+    devices: DevicesConfig = DevicesConfig()
+    world_faults: WorldFaultsConfig = WorldFaultsConfig()
+
+    @model_validator(mode="after")
+    def _even(self) -> LocalConfig:
+        if self.slots != "auto" and self.num_envs % self.slots:
+            raise ValueError(f"num_envs {self.num_envs} is no multiple of slots {self.slots}")
+        if self.slots != "auto" and self.workers and self.slots % self.workers:
+            raise ValueError(f"slots {self.slots} is no multiple of workers {self.workers}")
+        return self
+
+
+def _kind(given: Any) -> str:
+    """Which dataflow a section means; unknown kinds are for FusedConfig to refuse."""
+    kind = given.get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
+    return "local" if kind == "local" else "fused"
+
+
+DataflowConfig = Annotated[
+    Annotated[FusedConfig, Tag("fused")] | Annotated[LocalConfig, Tag("local")], Discriminator(_kind)
+]
 
 
 class StopConfig(FrozenConfig):
@@ -172,7 +243,7 @@ class ExperimentConfig(FrozenConfig):
     agents: dict[str, AgentSection] = Field(
         min_length=1, description="a policy for each role, for example {all: {algorithm: ippo}}"
     )
-    dataflow: FusedConfig = FusedConfig()
+    dataflow: DataflowConfig = FusedConfig()
     stop: StopConfig = Field(description="when to stop, for example {env_steps: 1_000_000}")
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -182,10 +253,25 @@ class ExperimentConfig(FrozenConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_seed(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("seed") is None and given.get("seeds") is None:
-            return {**given, "seed": 0}
+    def _defaults(cls, given: Any) -> Any:
+        """Seed 0, and the dataflow that fits the world."""
+        if not isinstance(given, dict):
+            return given
+        if given.get("seed") is None and given.get("seeds") is None:
+            given = {**given, "seed": 0}
+        env, dataflow = given.get("env"), given.get("dataflow", {})
+        in_python = isinstance(env, dict) and str(env.get("id", "")).startswith(HOST_WORLDS)
+        if in_python and isinstance(dataflow, dict) and "kind" not in dataflow:
+            given = {**given, "dataflow": {"kind": "local", **dataflow}}
         return given
+
+    @model_validator(mode="after")
+    def _world_fits(self) -> ExperimentConfig:
+        if self.env.id.startswith(HOST_WORLDS) and self.dataflow.kind == "fused":
+            raise ValueError(
+                f"dataflow.kind fused needs a world in JAX, and {self.env.id} is in Python; expected local"
+            )
+        return self
 
     @field_validator("seeds")
     @classmethod

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from marl.core.errors import ConfigError, InterruptedRunError, MarlError
-from marl.evaluate.protocol import EpisodePlayer
+from marl.dataflow.fused import Fused
 from marl.io import checkpoint as checkpoints
 from marl.io.console import ConsoleSink, Panel, next_commands, say
 from marl.io.files import write_text_atomic
@@ -22,7 +22,7 @@ from marl.io.jsonl import JsonlSink, read_json, read_rows, write_json_atomic
 from marl.io.lock import RunLock
 from marl.io.metrics import Event, MetricSink, Sinks
 from marl.io.tensorboard import TensorBoardSink
-from marl.runner.build import build_evaluator, build_fused, resolved
+from marl.runner.build import build_dataflow, build_evaluator, build_player, resolved
 from marl.runner.load import load_experiment, resolved_yaml
 from marl.runner.loop import TrainingLoop
 from marl.runner.origin import code_commit, config_hash, machine, versions
@@ -84,22 +84,29 @@ def dry_run(config: ExperimentConfig) -> tuple[str, dict[str, Any]]:
     use_compilation_cache(config)
     plan = make_plan(config)
     config = resolved(plan)
-    fused = build_fused(config, plan)
-    state = fused.init()
+    dataflow: Any = build_dataflow(config, plan)
+    with contextlib.closing(dataflow):
+        state = dataflow.init()
+        params = jax.eval_shape(lambda: dataflow.published(state, 0))
+        found = {
+            "dataflow": dataflow.describe(),
+            "devices": [f"{d.platform}:{d.id} ({d.device_kind})" for d in dataflow.devices],
+            "seeds": list(dataflow.seeds),
+            "lanes": dataflow.num_envs,
+            "rows_per_dispatch": dataflow.rows_per_dispatch(),
+            "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        }
+        if isinstance(dataflow, Fused):
+            found["memory_mb"] = round(_compiled_bytes(dataflow, state) / 2**20, 1)
+    return resolved_yaml(config), found
+
+
+def _compiled_bytes(fused: Fused, state: Any) -> int:
+    """What the compiled program needs: its arguments, its temporaries, its code."""
     memory = fused.compile(state).memory_analysis()
-    size = (
-        (memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
-        if memory
-        else 0
-    )
-    return resolved_yaml(config), {
-        "devices": [f"{d.platform}:{d.id} ({d.device_kind})" for d in fused.devices],
-        "seeds": list(fused.seeds),
-        "lanes": fused.num_envs,
-        "rows_per_dispatch": fused.rows_per_dispatch(),
-        "parameters": sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda s: fused.published(s, 0), state))),
-        "memory_mb": round(size / 2**20, 1),
-    }
+    if not memory:
+        return 0
+    return int(memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
 
 
 def use_compilation_cache(config: ExperimentConfig) -> None:
@@ -197,28 +204,42 @@ def _run(config: ExperimentConfig, plan: Plan, run_dir: Path, panel: Panel) -> i
 
 def _train_from_newest(config: ExperimentConfig, plan: Plan, run_dir: Path, panel: Panel, received: list[int]) -> str:
     events: list[Event] = []
-    fused = build_fused(config, plan)
+    dataflow: Any = build_dataflow(config, plan)  # its own kind of state goes in and comes out
+    with contextlib.closing(dataflow):
+        return _train_with(dataflow, config, plan, run_dir, panel, received, events)
+
+
+def _train_with(
+    dataflow: Any,
+    config: ExperimentConfig,
+    plan: Plan,
+    run_dir: Path,
+    panel: Panel,
+    received: list[int],
+    events: list[Event],
+) -> str:
     newest = checkpoints.newest_valid(run_dir / "checkpoints", events.append)
-    state = fused.init()
-    progress = Progress.start(len(fused.seeds))
+    state = dataflow.init()
+    progress = Progress.start(len(dataflow.seeds))
     if newest is not None:
-        state, header = checkpoints.load(newest, state)
-        if tuple(header["seeds"]) != fused.seeds:
-            raise ConfigError(f"{newest} holds seeds {header['seeds']}, the config says {list(fused.seeds)}")
-        state = fused.place(state)
+        seeds = checkpoints.read_header(newest)["seeds"]
+        if tuple(seeds) != dataflow.seeds:
+            raise ConfigError(f"{newest} holds seeds {seeds}, the config says {list(dataflow.seeds)}")
+        state, header = dataflow.load(newest, state)
         progress = Progress.from_header(header["progress"])
         panel.resumed(progress.wall_s)
         say(f"resuming at {min(progress.env_steps):,} env steps from {newest.name}")
 
     metrics = JsonlSink(run_dir / "metrics.jsonl", progress.metrics_offset)
-    board = TensorBoardSink(run_dir, list(fused.seeds), resolved_yaml(config), _hparams(config), notice=say)
+    board = TensorBoardSink(run_dir, list(dataflow.seeds), resolved_yaml(config), _hparams(config), notice=say)
     # The event files follow metrics.jsonl: rebuilt from it, they have neither gap nor duplicate.
     board.rebuild(read_rows(run_dir / "metrics.jsonl"))
     sinks: list[MetricSink] = [metrics, board, ConsoleSink(panel)]
-    evaluator = build_evaluator(config, plan) if plan.env.max_steps is not None else None
+    can_end = plan.host is not None or plan.env.max_steps is not None
+    evaluator = build_evaluator(config, plan) if can_end else None
     loop = TrainingLoop(
         config,
-        fused,
+        dataflow,
         evaluator,
         run_dir,
         Sinks(sinks),
@@ -236,8 +257,8 @@ def _train_from_newest(config: ExperimentConfig, plan: Plan, run_dir: Path, pane
     try:
         for event in events:
             loop.event(event.name, event.message)
-        panel.phase("compiling", f"{fused.num_envs} lanes x {len(fused.seeds)} seeds")
-        fused.compile(state)
+        panel.phase("compiling", dataflow.describe())
+        dataflow.compile(state)
         panel.phase("training", "")
         _, reason = loop.run(state)
         return reason
@@ -258,7 +279,7 @@ def _hparams(config: ExperimentConfig) -> dict[str, Any]:
 
 def _video(config: ExperimentConfig, plan: Plan, board: TensorBoardSink) -> Any:
     """A function that shows one validation episode of a seed as an animated image in TensorBoard."""
-    player = EpisodePlayer(plan.env, plan.policies, greedy=config.evaluate.greedy)
+    player = build_player(plan, config.evaluate.greedy)
 
     def show(index: int, params: dict[str, Any], env_steps: int) -> None:
         if index == 0:

@@ -1,0 +1,90 @@
+"""The learner: one jitted update a batch, gradients that others took, and what it publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from marl.core.algorithm import Algorithm, GradientAlgorithm
+from marl.core.types import Key, LearnerState, Metrics, Trajectory, Tree
+from marl.dataflow.learning import guarded, learn, pack, unpack
+
+
+class LearnerCore:
+    """One policy's learner. Its state is not donated: what was published may still be in use by a server.
+
+    Raises: nothing of its own; an update that is not finite is thrown away and counted in `skipped`.
+    """
+
+    def __init__(self, name: str, algorithm: Algorithm, device: jax.Device | None = None) -> None:
+        self.name, self.algorithm, self.device = name, algorithm, device
+        self.state: LearnerState
+        self.skipped: Any = jnp.zeros((), jnp.int32)
+        self._init = jax.jit(algorithm.init)
+        self._update = jax.jit(self._learn)
+        self._gradient = jax.jit(lambda params, batch, key: _gradients(algorithm).gradient(params, batch, key))
+        self._apply = jax.jit(self._take)
+
+    def start(self, key: Key) -> None:
+        """A fresh state."""
+        self.state = self._on_device(self._init(key))
+        self.skipped = self._on_device(self.skipped)
+
+    def _on_device(self, tree: Tree) -> Tree:
+        return tree if self.device is None else jax.device_put(tree, self.device)
+
+    def place(self, batch: Trajectory) -> Trajectory:
+        """The batch on the learner's device; it may be called ahead of `update`, so that the copy overlaps another
+        update (prefetch)."""
+        return self._on_device(batch)  # type: ignore[no-any-return]
+
+    def _learn(self, state: LearnerState, skipped: Any, batch: Trajectory, env_steps: Any, key: Key) -> Any:
+        return learn(self.algorithm, state.replace(env_steps=env_steps), skipped, batch, key)  # type: ignore[attr-defined]
+
+    def update(self, batch: Trajectory, env_steps: int, key: Key) -> Metrics:
+        """Learn from a batch. env_steps: of the run so far, for schedules. Returns before the device is done."""
+        metrics: Metrics
+        self.state, self.skipped, metrics = self._update(self.state, self.skipped, batch, np.float32(env_steps), key)
+        return metrics
+
+    # ---- gradients that cross a boundary --------------------------------------------------------------------------
+
+    def gradient(self, params: Tree, batch: Trajectory, key: Key) -> tuple[Tree, Metrics]:
+        """What a worker does with the parameters it pulled."""
+        return self._gradient(params, batch, key)  # type: ignore[no-any-return]
+
+    def _take(self, state: LearnerState, skipped: Any, grads: Tree, metrics: Metrics, env_steps: Any) -> Any:
+        new = _gradients(self.algorithm).apply(state.replace(env_steps=env_steps), grads)  # type: ignore[attr-defined]
+        return guarded(new, metrics, state, skipped)
+
+    def apply(self, grads: Tree, metrics: Metrics, env_steps: int) -> Metrics:
+        """Apply a gradient in the order of arrival; one that is not finite is thrown away and counted."""
+        self.state, self.skipped, metrics = self._apply(self.state, self.skipped, grads, metrics, np.float32(env_steps))
+        return metrics
+
+    # ---- what others see ------------------------------------------------------------------------------------------
+
+    def published(self) -> Tree:
+        """What actors need."""
+        return self.algorithm.publish(self.state)
+
+    def snapshot(self) -> dict[str, Any]:
+        """State leaves in order, and the count of updates thrown away."""
+        return {"state": pack(self.state), "skipped": np.asarray(self.skipped)}
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Put a snapshot into the place of a fresh state.
+
+        Raises: CheckpointError if it is of another algorithm or size.
+        """
+        self.state = self._on_device(unpack(stored["state"], self.state, f"learner '{self.name}'"))
+        self.skipped = self._on_device(jnp.asarray(stored["skipped"]))
+
+
+def _gradients(algorithm: Algorithm) -> GradientAlgorithm:
+    assert isinstance(algorithm, GradientAlgorithm)
+    return algorithm
