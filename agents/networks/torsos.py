@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 
 from marl.core.types import Array
 
+from .config import Activation
 from .initialisers import orthogonal
 
-Activation = Literal["tanh", "relu", "silu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu, "gelu": nn.gelu}
 
 

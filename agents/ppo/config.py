@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from marl.core.config import AgentConfig
+from marl.agents.networks.config import ActorCriticConfig
 
 Preset = Literal["cpu", "paper"]
 
@@ -27,22 +27,21 @@ _PAPER: dict[str, Any] = {
 }
 
 
-class PPOConfig(AgentConfig):
-    """Options of PPO with one critic an agent (IPPO).
+class PPOConfig(ActorCriticConfig):
+    """Options of PPO with one critic an agent (IPPO); those of the networks are in `NetworkConfig`.
 
     Data. rollout: env steps between updates. epochs: passes over them. minibatches: parts of a pass; rows for a
     feed-forward network, whole sequences (lanes) for a recurrent one.
     Targets. gamma, gae_lambda: discount and advantage mixing [1]. normalise_advantage: each agent's to mean 0,
     variance 1. value_normalisation: `running` lets the critic predict in units of the returns' running mean and
-    deviation.
+    deviation. correction: `vtrace` for data that are some updates old: V-trace instead of GAE, and ratios to the
+    parameters at the start of the update instead of those that acted.
     Loss. clip: largest rewarded change of the probability ratio. value_clip: same for values, None = off.
     value_loss, huber_delta: squared error or Huber's. value_coef, entropy_coef: weights.
     Optimiser. Adam: learning_rate, adam_eps; max_grad_norm: limit of each agent's actor and critic gradient apart.
     learning_rate_schedule: `linear` falls to 0 at schedule_env_steps.
-    Networks. hidden_sizes, activation, layer_norm: torso. recurrent, gru_size: a GRU after it. critic_recurrent:
-    the critic of a recurrent policy has a GRU too, which starts from zeros at the first row of every rollout.
-    last_action, agent_id: one-hot inputs beside the observation. sharing: one network an agent, or one a role.
-    squash: tanh instead of clipping of bounded Box actions.
+    critic_recurrent: the critic of a recurrent policy has a GRU too, which starts from zeros at the first row of every
+    rollout.
     preset: `cpu`, the defaults shown here; `paper`: 15 epochs of one minibatch, Huber loss with delta 10, value
     clip 0.2, recurrent, LayerNorm, ReLU. Keys given beside it win.
     """
@@ -53,7 +52,6 @@ class PPOConfig(AgentConfig):
     rollout: int = Field(128, ge=1)
     epochs: int = Field(4, ge=1)
     minibatches: int = Field(4, ge=1)
-    gamma: float = Field(0.99, ge=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
     normalise_advantage: bool = True
     value_normalisation: Literal["none", "running"] = "running"
@@ -61,23 +59,8 @@ class PPOConfig(AgentConfig):
     value_clip: float | None = Field(None, gt=0)
     value_loss: Literal["mse", "huber"] = "mse"
     huber_delta: float = Field(10.0, gt=0)
-    value_coef: float = Field(0.5, ge=0)
-    entropy_coef: float = Field(0.01, ge=0)
-    learning_rate: float = Field(5e-4, gt=0)
-    learning_rate_schedule: Literal["constant", "linear"] = "constant"
-    schedule_env_steps: int | None = Field(None, ge=1)
     adam_eps: float = Field(1e-5, gt=0)
     max_grad_norm: float = Field(10.0, gt=0)
-    hidden_sizes: tuple[int, ...] = Field((64, 64), min_length=1)
-    activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
-    layer_norm: bool = False
-    recurrent: bool = False
-    gru_size: int = Field(64, ge=1)
-    critic_recurrent: bool = True
-    last_action: bool = True
-    agent_id: bool = True
-    sharing: Literal["none", "role"] = "none"
-    squash: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -88,14 +71,6 @@ class PPOConfig(AgentConfig):
         name = given.get("preset", "cpu")
         preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
         return {**preset, **given}
-
-    @model_validator(mode="after")
-    def _check_schedule(self) -> Self:
-        if self.learning_rate_schedule == "linear" and self.schedule_env_steps is None:
-            raise ValueError(
-                "learning_rate_schedule: linear needs schedule_env_steps, the env steps at which it reaches 0"
-            )
-        return self
 
 
 class MAPPOConfig(PPOConfig):

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from marl.agents.networks.groups import map_groups
 from marl.core.errors import ShapeError
 from marl.core.prng import permutation
 from marl.core.types import Array, Key, Metrics, Tree
 
 from .config import PPOConfig
-from .networks import map_groups
 
 Loss = Callable[[Tree, Tree], tuple[Array, Metrics]]
 Networks = Mapping[str, Mapping[str, Any]]  # by kind ("actor", "critic"), then by role or critic name

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from marl.agents.networks.heads import ActionHead
+from marl.agents.networks.network import Network
 from marl.core.losses import clipped_policy_gradient, value_loss
 from marl.core.types import Array, Metrics, Tree
 
 from .config import PPOConfig
-from .networks import Network
 
 
 @struct.dataclass

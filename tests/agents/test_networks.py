@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from marl.agents.networks.groups import from_groups, to_groups
 from marl.agents.networks.heads import ActionHead
 from marl.agents.networks.observations import flat_size, flatten
 from marl.agents.networks.recurrent import GRU
 from marl.agents.ppo.learning import _pack, _unpack
-from marl.agents.ppo.networks import from_groups, to_groups
 from marl.agents.ppo.values import denormalise, normalise, rescale_head
 from marl.core.errors import UserError
 from marl.core.prng import stream

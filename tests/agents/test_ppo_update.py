@@ -163,9 +163,9 @@ def test_hyper_parameters_are_numbers_of_the_state(plain: Plain) -> None:
 
 def test_the_learning_rate_falls_to_zero_at_the_given_step() -> None:
     config = PPOConfig(learning_rate_schedule="linear", schedule_env_steps=1000)
-    shares = [float(PPO(config, PAIR)._schedule(jnp.float32(steps))) for steps in (0, 750, 1000, 2000)]
+    shares = [float(PPO(config, PAIR).schedule(jnp.float32(steps))) for steps in (0, 750, 1000, 2000)]
     assert shares == [1.0, 0.25, 0.0, 0.0]
-    assert float(PPO(PPOConfig(), PAIR)._schedule(jnp.float32(750))) == 1.0
+    assert float(PPO(PPOConfig(), PAIR).schedule(jnp.float32(750))) == 1.0
 
 
 def test_team_reward_gives_every_agent_the_sum(plain: Plain) -> None:
