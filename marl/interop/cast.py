@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from gymnasium import spaces
@@ -17,6 +18,7 @@ from marl.interop import host_spaces
 from marl.interop.grouping import group, group_by_hand
 from marl.interop.host_spaces import INNER, MASK
 
+SMALL_STATE = 4096  # elements; a central critic over more is asked for by name
 Source = Literal["observation", "info"]
 
 
@@ -82,11 +84,23 @@ class Cast:
             raise WorldError(f"agent '{agent}': its observation has no key '{INNER}', expected {INNER} and {MASK}")
         return observation[INNER]
 
-    def state_writer(self, row: HostRow) -> Callable[[Any], None] | None:
+    def state_writer(self, row: HostRow) -> host_spaces.Write | None:
         """What writes the global state into a row."""
         if self.state_space is None:
             return None
         return host_spaces.writer(self.state_space, row.state, "all", "state")
+
+    def write_state(self, env: Any, row: HostRow, put: host_spaces.Write | None, over: bool = False) -> None:
+        """The global state into the row. over: it is the episode's last row, where many worlds cannot give a state any
+        more; nobody needs it if all agents died, and the row then holds zeros."""
+        if put is None:
+            return
+        try:
+            put(env.state())
+        except Exception:
+            if not over or any(truncated.any() for truncated in row.truncated.values()):
+                raise
+            host_spaces.fill(row.state, 0)
 
 
 def cast_of(
@@ -94,13 +108,14 @@ def cast_of(
     agents: list[str],
     infos: Any,
     wanted: Mapping[str, str | Sequence[str]] | None,
-    state: bool,
+    state: bool | None,
     max_steps: int | None,
 ) -> Cast:
     """The cast of a PettingZoo environment that has just been reset.
 
     agents: those that are there now.  infos: of that reset, where masks may be.  wanted: roles by hand.  state: take
-    the global state where there is one. Raises: UserError if a space or a role cannot be used.
+    the global state where there is one; None takes small ones, no pictures. Raises: UserError if a space or a role
+    cannot be used.
     """
     possible = list(getattr(env, "possible_agents", None) or agents)
     if not possible:
@@ -126,12 +141,13 @@ def cast_of(
             masks[agent] = "info"
         kinds[agent] = (*ours, masks.get(agent), _rank(seen, (whole, acting[agent])))
     members = group(possible, kinds) if wanted is None else group_by_hand(possible, kinds, wanted)
-    state_space = _state_space(env) if state else None
+    state_space = _state_space(env, state) if state is not False else None
     ours_state = None if state_space is None else host_spaces.observation_space(state_space, "all")
     assert not isinstance(ours_state, Dict)
     return Cast(
         roles=tuple(
-            RoleSpec(role, len(names), *kinds[names[0]][:2], ours_state, max_steps) for role, names in members.items()
+            RoleSpec(role, len(names), kinds[names[0]][0], kinds[names[0]][1], ours_state, max_steps)
+            for role, names in members.items()
         ),
         members=members,
         place={agent: (role, at) for role, names in members.items() for at, agent in enumerate(names)},
@@ -157,11 +173,11 @@ def _space(method: Any, agent: str) -> Any:
     return space
 
 
-def _state_space(env: Any) -> host_spaces.Foreign | None:
+def _state_space(env: Any, wanted: bool | None) -> host_spaces.Foreign | None:
     """The space of the global state, if the world has one and gives it."""
     try:
         space = env.state_space
-        if not isinstance(space, spaces.Box):
+        if not isinstance(space, spaces.Box) or (wanted is None and math.prod(space.shape) > SMALL_STATE):
             return None
         env.state()
     except (AttributeError, NotImplementedError):

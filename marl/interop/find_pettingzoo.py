@@ -10,10 +10,12 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from pettingzoo import AECEnv, ParallelEnv
+from pettingzoo.utils.conversions import aec_to_parallel, parallel_to_aec
 
-from marl.core.errors import UserError, did_you_mean
+from marl.core.errors import ConfigError, UserError, did_you_mean
 from marl.core.host import HostWorld
 from marl.interop.factories import INSTALL, Source, arguments_of, load
+from marl.interop.host_aec import TurnWorld
 from marl.interop.host_parallel import ParallelWorld
 from marl.interop.host_rows import limit_of
 
@@ -31,11 +33,11 @@ class Options(Protocol):
     @property
     def api(self) -> str: ...
     @property
-    def state(self) -> bool: ...
+    def state(self) -> bool | None: ...
 
 
-def find(name: str) -> Source:
-    """The world of `MODULE`, `PATH.py`, or either with `:function` behind it.
+def find(name: str, api: str = "auto") -> Source:
+    """The world of `MODULE`, `PATH.py`, or either with `:function` behind it. api: which form is wanted.
 
     Raises: UserError if there is none, with the nearest, or if something that it needs is not installed.
     """
@@ -47,14 +49,41 @@ def find(name: str) -> Source:
             raise UserError(f"{module_name} has no '{attribute}'{did_you_mean(attribute, known)}")
         factory = getattr(module, attribute)
     else:
-        factory = _factory(module, module_name)
+        factory = _factory(module, module_name, api)
     return Source(name, factory, arguments_of(factory, getattr(module, "raw_env", None)))
 
 
 def make(id: str, source: Source, own: Mapping[str, Any], config: Options, render: bool) -> HostWorld:
     """A copy. Raises: UserError if an argument, a space or a role cannot be used or something is not installed."""
     env = source.make(own, render)
+    turns = _takes_turns(env)
+    if turns is None:
+        raise UserError(f"made {type(env).__name__}, expected a ParallelEnv or an AECEnv of PettingZoo")
+    if turns != (config.api == "aec") and config.api != "auto":
+        env, turns = _converted(env, config.api), not turns
+    if turns:
+        return TurnWorld(id, env, config.max_steps, config.roles, config.state)
     return ParallelWorld(id, env, max_steps_of(env, config.max_steps), config.roles, config.state, config.max_steps)
+
+
+def _takes_turns(env: Any) -> bool | None:
+    """Whether agents act one after another, None if it is no PettingZoo environment."""
+    if isinstance(env, AECEnv) or hasattr(env, "agent_iter"):
+        return True
+    fits = isinstance(env, ParallelEnv) or all(
+        hasattr(env, name) for name in ("reset", "step", "action_space", "agents")
+    )
+    return False if fits else None
+
+
+def _converted(env: Any, api: str) -> Any:
+    try:
+        return parallel_to_aec(env) if api == "aec" else aec_to_parallel(env)
+    except AssertionError as error:
+        raise ConfigError(
+            "api: parallel does not fit, as its agents act in turns (metadata has no is_parallelizable); expected "
+            "api: auto or aec"
+        ) from error
 
 
 def max_steps_of(env: Any, option: int | None) -> int | None:
@@ -94,9 +123,10 @@ def known_worlds() -> list[str]:
     return found
 
 
-def _factory(module: ModuleType, name: str) -> Callable[..., Any]:
+def _factory(module: ModuleType, name: str, api: str) -> Callable[..., Any]:
     """What a module makes worlds with: `parallel_env`, `env`, or its only class of PettingZoo's."""
-    for attribute in ("parallel_env", "env", "raw_env"):
+    names = ("parallel_env", "env", "raw_env")
+    for attribute in ("env", "raw_env", "parallel_env") if api == "aec" else names:
         if callable(getattr(module, attribute, None)):
             found: Callable[..., Any] = getattr(module, attribute)
             return found

@@ -41,7 +41,7 @@ class GymnasiumWorld:
         if not masked and isinstance(action, Discrete):
             masked = isinstance(info, dict) and host_spaces.MASK in info
         self.masked = frozenset({AGENT} if masked else ())
-        self.roles = (RoleSpec(AGENT, 1, observation, action, None, max_steps),)
+        self.roles: tuple[RoleSpec, ...] = (RoleSpec(AGENT, 1, observation, action, None, max_steps),)
         self._decode = host_spaces.decoder(env.action_space)
         self._plain = isinstance(action, Discrete) and int(env.action_space.start) == 0
         self._step_env = env.step

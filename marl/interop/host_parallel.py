@@ -36,7 +36,7 @@ class ParallelWorld:
         env: Any,
         max_steps: int | None,
         roles: Mapping[str, str | Sequence[str]] | None,
-        state: bool,
+        state: bool | None,
         ends: int | None = None,
     ) -> None:
         self.name = name
@@ -77,7 +77,7 @@ class ParallelWorld:
             else:
                 self.cast.blank(agent, row)
         self._present = list(present)
-        self._write_state()
+        self.cast.write_state(self.env, row, self._put_state)
 
     def step(self, actions: dict[str, NDArray[Any]], row: HostRow) -> bool:
         """See `HostWorld`. Raises: WorldError for what does not fit."""
@@ -104,9 +104,12 @@ class ParallelWorld:
                 value, died, gone = rewards[agent], bool(terminations[agent]), bool(truncations[agent])
             except (KeyError, TypeError) as error:
                 raise self._incomplete(agent, rewards, terminations, truncations) from error
-            reward[at] = value if value.__class__ in PLAIN else number(value, agent)
+            if value.__class__ not in PLAIN:
+                value = number(value, agent)
+            reward[at] = value
             terminated[at] = died
-            truncated[at] = gone = not died and (gone or cut)
+            gone = not died and (gone or cut)
+            truncated[at] = gone
             alive[at] = here = not died and not gone
             if here:
                 present.append(agent)
@@ -123,7 +126,8 @@ class ParallelWorld:
             for agent in ended:
                 _, at, _, terminated, _, alive = self._places[agent]
                 alive[at] = not terminated[at]
-        self._write_state()
+        if self._put_state is not None:
+            self.cast.write_state(self.env, row, self._put_state, over=last)
         return last
 
     def render(self) -> NDArray[np.uint8]:
@@ -206,10 +210,6 @@ class ParallelWorld:
                 self._observe(agent, put, observations, infos)
             else:
                 self.cast.blank(agent, row)
-
-    def _write_state(self) -> None:
-        if self._put_state is not None:
-            self._put_state(self.env.state())
 
     def _incomplete(self, agent: str, rewards: Any, terminations: Any, truncations: Any) -> WorldError:
         parts = {"reward": rewards, "termination": terminations, "truncation": truncations}

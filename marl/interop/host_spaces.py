@@ -107,7 +107,7 @@ def decoder(space: Foreign) -> Decode:
     match space:
         case spaces.Discrete():
             start = int(space.start)
-            return (lambda a: [x + start for x in a.tolist()]) if start else np.ndarray.tolist
+            return lambda a: [x + start for x in a.tolist()]
         case spaces.MultiDiscrete():
             return _whole_decoder(space.shape, np.dtype(space.dtype), np.asarray(space.start))
         case spaces.MultiBinary():
@@ -229,7 +229,7 @@ def _as_array(given: Any, shape: tuple[int, ...], expected: np.dtype[Any], agent
     return array
 
 
-def _integer_writer(space: spaces.Discrete, target: NDArray[Any], agent: str, what: str) -> Write:
+def _integer_writer(space: spaces.Discrete[Any], target: NDArray[Any], agent: str, what: str) -> Write:
     start, n = int(space.start), int(space.n)
 
     def write(given: Any) -> None:

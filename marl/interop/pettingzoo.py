@@ -86,9 +86,7 @@ class ParallelEnv(pettingzoo.ParallelEnv[str, NDArray[Any], Any]):  # type: igno
         """The same object at every call."""
         return self._action_spaces[agent]
 
-    def reset(
-        self, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], Infos]:
+    def reset(self, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[dict[str, Tree], Infos]:
         """Start an episode. Raises: UserError for a seed outside 0..2^32-1 or a parameter the world does not have."""
         if seed is None and self._key is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
@@ -104,7 +102,7 @@ class ParallelEnv(pettingzoo.ParallelEnv[str, NDArray[Any], Any]):  # type: igno
 
     def step(
         self, actions: Mapping[str, Any]
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, float], dict[str, bool], dict[str, bool], Infos]:
+    ) -> tuple[dict[str, Tree], dict[str, float], dict[str, bool], dict[str, bool], Infos]:
         """Every living agent acts at once; actions of agents that are gone are ignored.
 
         Raises: UserError before `reset`, after the episode's end, for a name that is no agent and for a missing action;
@@ -160,8 +158,12 @@ class ParallelEnv(pettingzoo.ParallelEnv[str, NDArray[Any], Any]):  # type: igno
             if self._of(row.alive, agent) and not self._of(row.terminated, agent) | self._of(row.truncated, agent)
         ]
 
-    def _observations(self, row: TimeStep, agents: list[str]) -> dict[str, NDArray[Any]]:
-        return {agent: np.array(self._of(row.obs, agent)) for agent in agents}
+    def _observations(self, row: TimeStep, agents: list[str]) -> dict[str, Tree]:
+        return {agent: jax.tree.map(np.array, self._observation(row, agent)) for agent in agents}
+
+    def _observation(self, row: TimeStep, agent: str) -> Tree:
+        role, index = self._place[agent]
+        return jax.tree.map(lambda leaf: leaf[index], row.obs[role])
 
     def _infos(self, row: TimeStep, agents: list[str]) -> Infos:
         shared = {name: float(value) for name, value in (row.info or {}).items()}

@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marl.core.errors import UserError
-from marl.core.spaces import Box, Discrete, MultiDiscrete, Space
+from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete, ObservationSpace, Space
 
 
 class ActionError(UserError, ValueError):
     """An action that its space does not hold: names the agent, what was given and what was expected."""
 
 
-def to_gymnasium(space: Space) -> gymnasium.spaces.Space[Any]:
-    """The Gymnasium space that holds the same values. Raises: TypeError for anything but the three spaces of `core`."""
+def to_gymnasium(space: ObservationSpace) -> gymnasium.spaces.Space[Any]:
+    """The Gymnasium space that holds the same values. Raises: TypeError for anything but the spaces of `core`."""
     match space:
         case Box():
             return gymnasium.spaces.Box(space.low, space.high, space.shape, np.dtype(space.dtype).type)
@@ -25,6 +25,8 @@ def to_gymnasium(space: Space) -> gymnasium.spaces.Space[Any]:
             return gymnasium.spaces.Discrete(space.n)
         case MultiDiscrete():
             return gymnasium.spaces.MultiDiscrete(np.asarray(space.nvec, np.int64), dtype=np.int32)
+        case Dict():
+            return gymnasium.spaces.Dict({key: to_gymnasium(part) for key, part in space.items})
     raise TypeError(f"{space!r} is not a space of marl.core.spaces")
 
 

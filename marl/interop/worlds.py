@@ -25,14 +25,15 @@ class WorldConfig(EnvConfig):
 
     roles: by role the agents that play it, as a list or a pattern of their names (`blue_*`); None groups agents whose
     spaces are equal.  max_steps: cut episodes that are longer.  api: of a PettingZoo world, all at once or in turns.
-    state: read the global state of worlds that have one.  preprocessing: `atari` is the usual one of Atari games, which
-    `auto` takes for ids in `ALE/`.  frame_skip, frame_stack, size, noops, sticky, life_loss, clip_reward: of that one.
+    state: read the global state of worlds that have one; None reads small ones.  preprocessing: `atari` is the usual
+    one of Atari games, which `auto` takes for ids in `ALE/`.  frame_skip, frame_stack, size, noops, sticky, life_loss,
+    clip_reward: of that one.
     """
 
     roles: dict[str, str | list[str]] | None = None
     max_steps: int | None = Field(None, ge=1)
     api: Literal["auto", "parallel", "aec"] = "auto"
-    state: bool = True
+    state: bool | None = None
     preprocessing: Literal["auto", "atari", "none"] = "auto"
     frame_skip: int = Field(4, ge=1)
     frame_stack: int = Field(4, ge=1)
@@ -65,9 +66,8 @@ def world_config(id: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = _known(id)
     own = {key: value for key, value in options.items() if key not in known}
-    source = _find(id, own)
-    source.check(own, known)
     config = _validated(id, {key: value for key, value in options.items() if key in known})
+    _find(id, config.api).check(own, known)
     return {**{key: value for key, value in config.model_dump().items() if key in known}, **own}
 
 
@@ -84,8 +84,8 @@ def make_world(id: str, options: Mapping[str, Any], render: bool = False) -> Hos
     own = {key: value for key, value in resolved.items() if key not in known}
     try:
         if prefix == "gymnasium:":
-            return find_gymnasium.make(id, _find(id, own), own, config, render)
-        return find_pettingzoo.make(id, _find(id, own), own, config, render)
+            return find_gymnasium.make(id, _find(id, config.api), own, config, render)
+        return find_pettingzoo.make(id, _find(id, config.api), own, config, render)
     except MarlError as error:
         raise type(error)(f"world {id}: {error}") from error
 
@@ -102,9 +102,9 @@ def _known(id: str) -> frozenset[str]:
     return frozenset(OPTIONS["atari"] if find_gymnasium.is_atari(name) and prefix == "gymnasium:" else OPTIONS[prefix])
 
 
-def _find(id: str, own: Mapping[str, Any]) -> Source:
+def _find(id: str, api: str) -> Source:
     prefix, name = _split(id)
-    return find_gymnasium.find(name) if prefix == "gymnasium:" else find_pettingzoo.find(name)
+    return find_gymnasium.find(name) if prefix == "gymnasium:" else find_pettingzoo.find(name, api)
 
 
 def _validated(id: str, options: Mapping[str, Any]) -> WorldConfig:
