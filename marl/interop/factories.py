@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -167,12 +168,8 @@ def missing(name: str, error: ModuleNotFoundError) -> UserError:
 
 
 def _broken(name: str, error: Exception) -> UserError:
-    where = ""
-    if error.__traceback__ is not None:
-        last = error.__traceback__
-        while last.tb_next is not None:
-            last = last.tb_next
-        where = f" ({Path(last.tb_frame.f_code.co_filename).name}, line {last.tb_lineno})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == "<module>"]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return UserError(f"{name} cannot be imported: {type(error).__name__}: {error}{where}")
 
 

@@ -55,7 +55,7 @@ def action_space(space: Foreign, agent: str) -> Space:
     match space:
         case spaces.Box():
             low, high = _bounds(space)
-            if low == high:
+            if low is not None and low == high:
                 raise UserError(f"agent '{agent}': the action space {space} has one action only; expected low < high")
             return Box(_shape(space), low, high) if low is not None and high is not None else _scaled(space)
         case spaces.Discrete():
