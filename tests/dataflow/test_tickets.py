@@ -86,7 +86,22 @@ def test_sizes_out_of_range_are_refused() -> None:
             Tickets(batch, staleness)
 
 
-ACTIONS = st.lists(st.tuples(st.sampled_from("iiiccxdp"), st.integers(0, 63)), max_size=200)
+def test_an_overtaken_chunk_is_not_trained_on_too_late() -> None:
+    """Chunks are trained on as they come, one an update; the first one takes longer than all others."""
+    tickets, version = Tickets(1, 2, ordered=False), 0
+    slow = tickets.issue(0, version)
+    while version < 10 and (ticket := tickets.issue(1, version)) is not None:
+        tickets.complete(ticket)
+        version += 1
+    assert slow is not None
+    assert version == 2  # the bound; the consecutive order would have held the learner at 0
+    tickets.complete(slow)
+    assert tickets.issue(1, version) is not None
+
+
+ACTIONS = st.randoms(use_true_random=False).map(
+    lambda rng: [(rng.choice("iiiiccxdpp"), rng.randrange(64)) for _ in range(300)]
+)
 
 
 @quick
