@@ -120,7 +120,7 @@ class HostGroup:
             except _TimeoutError:
                 raise
             except Exception as error:
-                self._report(lane, _words(error), during="reset")
+                self._report(lane, _words(error), "reset")
                 if attempt == RESET_ATTEMPTS - 1:
                     raise WorldError(f"{self.faults[-1]}; {RESET_ATTEMPTS} resets in a row failed") from error
                 self._renew(lane)
@@ -142,9 +142,10 @@ class HostGroup:
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
-    def _failed(self, lane: int, words: str) -> None:
-        """Close the lane's episode with an empty last row and put a new copy in its place."""
-        self._report(lane, words)
+    def _failed(self, lane: int, words: str, *, landed: bool = False) -> None:
+        """Close the lane's episode with an empty last row and put a new copy in its place. landed: its step was
+        counted already."""
+        self._report(lane, words, f"step {self.steps[lane] + (not landed)}")
         for array in self.block.step.values():
             array[lane] = 0
         for path, array in self.block.step.items():
@@ -154,8 +155,7 @@ class HostGroup:
         self.block.fault[lane] = True
         self._renew(lane)
 
-    def _report(self, lane: int, words: str, during: str = "step") -> None:
-        where = "reset" if during == "reset" else f"step {self.steps[lane] + 1}"
+    def _report(self, lane: int, words: str, where: str) -> None:
         self.faults.append(f"world {self.name}: {words} (episode seed {self.episode_seeds[lane]}, {where})")
         count = len(self.faults)
         if count > self.policy.grace and count > self.policy.share * self.episodes:
@@ -176,7 +176,7 @@ class HostGroup:
                 if len(bad):
                     agent = f"agent {bad[0][0]} of role '{path[1]}'" if len(path) > 1 else "the state"
                     found = f"{array[lane][tuple(bad[0])]} at index {bad[0].tolist()[1:]}"
-                    self._failed(lane, f"{path[0]} of {agent} holds {found}; expected finite numbers")
+                    self._failed(lane, f"{path[0]} of {agent} holds {found}; expected finite numbers", landed=True)
 
     def new_faults(self) -> list[str]:
         """What went wrong since the last call."""

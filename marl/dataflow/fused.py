@@ -312,6 +312,10 @@ class Fused:
         devices = ", ".join(f"{d.platform}:{d.id}" for d in self.devices)
         return f"{self.num_envs} lanes x {len(self.seeds)} seeds on {devices}"
 
+    def bottleneck(self) -> str:
+        """One program has no parts that wait for each other."""
+        return ""
+
     def take_events(self) -> list[tuple[int, str, str]]:
         """Nothing happens inside a compiled program that its results do not tell."""
         return []

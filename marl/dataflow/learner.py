@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marl.core.algorithm import Algorithm, GradientAlgorithm
+from marl.core.algorithm import Algorithm
 from marl.core.types import Key, LearnerState, Metrics, Trajectory, Tree
 from marl.dataflow.learning import guarded, learn, pack, unpack
 
@@ -24,14 +25,10 @@ class LearnerCore:
         self.name, self.algorithm, self.device = name, algorithm, device
         self.state: LearnerState
         self.skipped: Any = jnp.zeros((), jnp.int32)
-        self._init = jax.jit(algorithm.init)
-        self._update = jax.jit(self._learn)
-        self._gradient = jax.jit(lambda params, batch, key: _gradients(algorithm).gradient(params, batch, key))
-        self._apply = jax.jit(self._take)
 
     def start(self, key: Key) -> None:
         """A fresh state."""
-        self.state = self._on_device(self._init(key))
+        self.state = self._on_device(_init(self.algorithm, key))
         self.skipped = self._on_device(self.skipped)
 
     def _on_device(self, tree: Tree) -> Tree:
@@ -42,28 +39,26 @@ class LearnerCore:
         update (prefetch)."""
         return self._on_device(batch)  # type: ignore[no-any-return]
 
-    def _learn(self, state: LearnerState, skipped: Any, batch: Trajectory, env_steps: Any, key: Key) -> Any:
-        return learn(self.algorithm, state.replace(env_steps=env_steps), skipped, batch, key)  # type: ignore[attr-defined]
-
     def update(self, batch: Trajectory, env_steps: int, key: Key) -> Metrics:
         """Learn from a batch. env_steps: of the run so far, for schedules. Returns before the device is done."""
         metrics: Metrics
-        self.state, self.skipped, metrics = self._update(self.state, self.skipped, batch, np.float32(env_steps), key)
+        self.state, self.skipped, metrics = _update(
+            self.algorithm, self.state, self.skipped, batch, np.float32(env_steps), key
+        )
         return metrics
 
     # ---- gradients that cross a boundary --------------------------------------------------------------------------
 
     def gradient(self, params: Tree, batch: Trajectory, key: Key) -> tuple[Tree, Metrics]:
         """What a worker does with the parameters it pulled."""
-        return self._gradient(params, batch, key)  # type: ignore[no-any-return]
-
-    def _take(self, state: LearnerState, skipped: Any, grads: Tree, metrics: Metrics, env_steps: Any) -> Any:
-        new = _gradients(self.algorithm).apply(state.replace(env_steps=env_steps), grads)  # type: ignore[attr-defined]
-        return guarded(new, metrics, state, skipped)
+        found: tuple[Tree, Metrics] = _gradient(self.algorithm, params, batch, key)
+        return found
 
     def apply(self, grads: Tree, metrics: Metrics, env_steps: int) -> Metrics:
         """Apply a gradient in the order of arrival; one that is not finite is thrown away and counted."""
-        self.state, self.skipped, metrics = self._apply(self.state, self.skipped, grads, metrics, np.float32(env_steps))
+        self.state, self.skipped, metrics = _apply(
+            self.algorithm, self.state, self.skipped, grads, metrics, np.float32(env_steps)
+        )
         return metrics
 
     # ---- what others see ------------------------------------------------------------------------------------------
@@ -85,6 +80,25 @@ class LearnerCore:
         self.skipped = self._on_device(jnp.asarray(stored["skipped"]))
 
 
-def _gradients(algorithm: Algorithm) -> GradientAlgorithm:
-    assert isinstance(algorithm, GradientAlgorithm)
-    return algorithm
+# Compiled once for an algorithm object, whichever seeds and slots call them.
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(algorithm: Algorithm, key: Key) -> LearnerState:
+    return algorithm.init(key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _update(algorithm: Algorithm, state: Any, skipped: Any, batch: Trajectory, env_steps: Any, key: Key) -> Any:
+    return learn(algorithm, state.replace(env_steps=env_steps), skipped, batch, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradient(algorithm: Any, params: Tree, batch: Trajectory, key: Key) -> tuple[Tree, Metrics]:
+    return algorithm.gradient(params, batch, key)  # type: ignore[no-any-return]
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply(algorithm: Any, state: Any, skipped: Any, grads: Tree, metrics: Metrics, env_steps: Any) -> Any:
+    state = state.replace(env_steps=env_steps)
+    return guarded(algorithm.apply(state, grads), metrics, state, skipped)

@@ -23,7 +23,7 @@ class DispatchResult:
 
     metrics: by policy name, the mean over the dispatch's updates.  env_steps, agent_steps, updates: how many.
     episodes: how many ended.  returns: by role, sum over those of the role's mean return.  length, info: sums.
-    flow: what the dataflow says of itself, by tag without `flow/`.
+    flow: what the dataflow says of itself, by tag.
     """
 
     metrics: dict[str, Metrics]

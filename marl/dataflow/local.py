@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from marl.core.env import AnyEnvironment
 from marl.core.errors import CheckpointError, ConfigError, RunError
 from marl.core.host_group import FaultPolicy
 from marl.core.host_rows import HostWorlds
-from marl.core.inference import LaneMemory, check_policies, start_lanes
+from marl.core.inference import LaneMemory, act_lanes, check_policies, start_lanes
 from marl.core.prng import stream
-from marl.core.types import Tree
+from marl.core.types import Key, Tree
 from marl.dataflow.buffers import Accepted, FifoBuffer
 from marl.dataflow.chunks import Chunk, chunk_id, concatenate
 from marl.dataflow.flow import FlowMeter
@@ -115,7 +116,7 @@ class LocalRun:
             for name in self.algorithms
         }
         self.learners = {name: LearnerCore(name, a, options.learner) for name, a in self.algorithms.items()}
-        self.flow = FlowMeter()
+        self.flow = FlowMeter({"world": max(options.workers, 1)})
         self.version = 0
         self.env_steps_learned = 0
         self.workers: list[WorkerProcess] = []
@@ -141,15 +142,16 @@ class LocalRun:
             if isinstance(slot.lanes, JaxSlot):
                 slot.lanes.start(self._params(), own)
             else:
-                slot.memory, seeds = jax.jit(lambda k: start_lanes(self.policies, k))(own)
+                slot.memory, seeds = _start_lanes(tuple(self.policies.items()), own)
                 slot.lanes.start(np.asarray(seeds))
         self._note_faults()
 
     def _make_slots(self) -> None:
         options, count = self.options, self.options.slots
         if not isinstance(self.worlds, HostWorlds):
-            shared = JaxSlot(self.worlds, self.policies, list(self.algorithms), self.length, self.keep_state)
-            self.slots = [_Slot(i, shared if i == 0 else shared.sibling()) for i in range(count)]
+            for index in range(count):
+                lanes = JaxSlot(self.worlds, self.policies, list(self.algorithms), self.length, self.keep_state)
+                self.slots.append(_Slot(index, lanes))
             return
         check_policies(self.policies)
         worlds = self.worlds
@@ -168,7 +170,7 @@ class LocalRun:
         phase = np.random.default_rng([self.seed, 7919]).integers(0, self.length, count)
         for index, handle in enumerate(handles):
             warm_up = int(phase[index]) if options.random_phase else 0
-            lanes = HostSlot(
+            own = HostSlot(
                 handle,
                 worlds.spec,
                 worlds.roles,
@@ -177,7 +179,7 @@ class LocalRun:
                 keep_state=self.keep_state,
                 warm_up=warm_up,
             )
-            self.slots.append(_Slot(index, lanes))
+            self.slots.append(_Slot(index, own))
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
@@ -198,12 +200,16 @@ class LocalRun:
         moved = False
         for slot in self.slots:
             if slot.ticket is None:
-                slot.ticket = self.tickets.issue(slot.index, self.version)
-                if slot.ticket is None:
+                if not self._begin(slot):
                     break
-                slot.versions = dict.fromkeys(self.algorithms, self.version)
                 moved = True
         return moved
+
+    def _begin(self, slot: _Slot) -> bool:
+        """Let a slot begin a rollout with the newest parameters, if it may."""
+        slot.ticket = self.tickets.issue(slot.index, self.version)
+        slot.versions = dict.fromkeys(self.algorithms, self.version)
+        return slot.ticket is not None
 
     def _infer(self) -> bool:
         """Act in every slot whose row is in hand."""
@@ -218,10 +224,12 @@ class LocalRun:
             for slot, (memory, acted) in zip(host, answers, strict=True):
                 slot.memory, slot.stepping = memory, True
                 assert isinstance(slot.lanes, HostSlot)
-                slot.lanes.record(acted)
                 started = time.perf_counter()
+                slot.lanes.record(acted)
+                recorded = time.perf_counter()
                 slot.lanes.handle.send()
-                self.flow.add_time("world" if not self.workers else "actor", time.perf_counter() - started)
+                self.flow.add_time("actor", recorded - started)
+                self.flow.add_time("actor" if self.workers else "world", time.perf_counter() - recorded)
         for slot in ready:
             if isinstance(slot.lanes, JaxSlot):
                 started = time.perf_counter()
@@ -240,11 +248,14 @@ class LocalRun:
             if not slot.lanes.handle.ready():
                 continue
             moved, slot.stepping = True, False
+            started = time.perf_counter()
             played = slot.lanes.landed()
             if played is not None:
                 self._counts.append(played)
-            if slot.lanes.full:
-                self._finish(slot, slot.lanes.take(slot.versions))
+            filled = slot.lanes.take(slot.versions) if slot.lanes.full else None
+            self.flow.add_time("actor", time.perf_counter() - started)
+            if filled is not None:
+                self._finish(slot, filled)
         return moved
 
     def _finish(self, slot: _Slot, filled: Filled) -> None:
@@ -266,6 +277,8 @@ class LocalRun:
                 agent_steps=int(counts.agent_steps),
             )
             answer = self.buffers[name].offer(chunk, self.version)
+            self.flow.add_chunks(offered=1)
+            self.flow.add_samples(inserted=chunk.lanes)
             if not isinstance(answer, Accepted):
                 raise RunError(f"the buffer of '{name}' refused a chunk of slot {slot.index}: {answer.reason}")
         self.tickets.complete(ticket)
@@ -274,6 +287,7 @@ class LocalRun:
         self._note_faults()
         if self.options.asynchronous:  # a worker pulls new parameters right after its own push
             self._learn(None)
+            self._begin(slot)
 
     def _learn(self, goal: int | None) -> bool:
         """Finish the update that is under way, or begin one if a batch is there."""
@@ -307,6 +321,7 @@ class LocalRun:
                 metrics = learner.update(batch, self.env_steps_learned, key)
             self._metrics[name].append((metrics, learner.skipped))
             self.buffers[name].ack(lease)
+            self.flow.add_samples(trained=sum(chunk.lanes for chunk in lease.chunks))
         self._pending = {name: learner.state.updates for name, learner in self.learners.items()}
         if self.options.reproducible:
             jax.block_until_ready(self._pending)
@@ -407,6 +422,7 @@ class LocalRun:
             "tickets": self.tickets.snapshot(),
             "buffers": {name: buffer.snapshot() for name, buffer in self.buffers.items()},
             "store": self.store.snapshot(),
+            "flow": self.flow.snapshot(),
             "slots": slots,
         }
 
@@ -421,6 +437,7 @@ class LocalRun:
         for name, buffer in self.buffers.items():
             buffer.restore(stored["buffers"][name])
         self.store.restore(stored["store"])
+        self.flow.restore(stored["flow"])
         for name in self.learners:
             self.server.unload(name, set())
             for version in self.store.versions(name):
@@ -449,8 +466,8 @@ class LocalRun:
         assert isinstance(slot.lanes, HostSlot)
         request = Request({}, slot.memory, slot.lanes.step)  # type: ignore[arg-type]
         params = self._params()
-        shapes = jax.eval_shape(lambda: self.server._act_all(params, [request.memory], [request.step]))
-        return {name: jax.tree.structure(shapes[0][1].extras[name]) for name in self.algorithms}
+        shapes = jax.eval_shape(lambda: act_lanes(self.policies, params, request.memory, request.step, explore=True))
+        return {name: jax.tree.structure(shapes[1].extras[name]) for name in self.algorithms}
 
     def close(self) -> None:
         """End the processes and close the worlds."""
@@ -459,6 +476,11 @@ class LocalRun:
                 slot.lanes.handle.close()
         for worker in self.workers:
             worker.close()
+
+
+@partial(jax.jit, static_argnums=0)
+def _start_lanes(cast: tuple[tuple[str, Policy], ...], keys: Key) -> tuple[LaneMemory, Any]:
+    return start_lanes(dict(cast), keys)
 
 
 def _rollout(algorithms: Mapping[str, Algorithm]) -> int:
@@ -548,6 +570,10 @@ class Local:
             f"{own.num_envs} lanes in {own.slots} slots x {len(self.seeds)} seeds, worlds in {where}, "
             f"inference on {name(own.inference)}, learner on {name(own.learner)}; {kind}"
         )
+
+    def bottleneck(self) -> str:
+        """The part that was busy for most of the last dispatch."""
+        return self.runs[0].flow.bottleneck()
 
     def take_events(self) -> list[tuple[int, str, str]]:
         """(seed, name, words) of what happened since the last call."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ class PolicyServer:
         self.device = device
         self._fixed = {name: jax.device_put(params, device) for name, params in fixed.items()}
         self._held: dict[tuple[str, int], Tree] = {}
-        self._programs: dict[int, Any] = {}
+        self._cast = tuple(self.policies.items())
         self.calls = 0
         self.requests = 0
 
@@ -91,17 +92,25 @@ class PolicyServer:
         self.calls += 1
         size = 1 << (len(requests) - 1).bit_length()
         padded = [*requests, *[requests[-1]] * (size - len(requests))]
-        if size not in self._programs:
-            self._programs[size] = jax.jit(self._act_all)
-        answers = self._programs[size](params, [r.memory for r in padded], [r.step for r in padded])
-        return answers[: len(requests)]  # type: ignore[no-any-return]
+        answers: list[tuple[LaneMemory, Acted]] = act_together(
+            self._cast, self.explore, params, [r.memory for r in padded], [r.step for r in padded]
+        )
+        return answers[: len(requests)]
 
-    def _act_all(
-        self, params: dict[str, Tree], memories: list[LaneMemory], steps: list[TimeStep]
-    ) -> list[tuple[LaneMemory, Acted]]:
-        if len(memories) == 1:
-            return [act_lanes(self.policies, params, memories[0], steps[0], explore=self.explore)]
-        memory, step = (jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees) for trees in (memories, steps))
-        answer = act_lanes(self.policies, params, memory, step, explore=self.explore)
-        lanes = memories[0].key.shape[0]
-        return [jax.tree.map(lambda x, i=i: x[i * lanes : (i + 1) * lanes], answer) for i in range(len(memories))]
+
+@partial(jax.jit, static_argnums=(0, 1))
+def act_together(
+    cast: tuple[tuple[str, Policy], ...],
+    explore: bool,
+    params: dict[str, Tree],
+    memories: list[LaneMemory],
+    steps: list[TimeStep],
+) -> list[tuple[LaneMemory, Acted]]:
+    """Act for the lanes of several requests in one batch. Compiled once for policies and a number of requests."""
+    policies = dict(cast)
+    if len(memories) == 1:
+        return [act_lanes(policies, params, memories[0], steps[0], explore=explore)]
+    memory, step = (jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees) for trees in (memories, steps))
+    answer = act_lanes(policies, params, memory, step, explore=explore)
+    lanes = memories[0].key.shape[0]
+    return [jax.tree.map(lambda x, i=i: x[i * lanes : (i + 1) * lanes], answer) for i in range(len(memories))]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marl.core.algorithm import Policy
-from marl.core.collect import Lane, Rollout, collect, init_lanes, restrict
+from marl.core.collect import Lane, collect, init_lanes, restrict
 from marl.core.env import AnyEnvironment
 from marl.core.host_rows import Path, RowSpec
 from marl.core.inference import Acted, time_step_arrays
@@ -23,6 +23,7 @@ from marl.dataflow.groups import GroupHandle
 from marl.dataflow.learning import Counts, count, trajectory_of
 
 HostArray: TypeAlias = NDArray[Any]
+Cast: TypeAlias = tuple[tuple[str, Policy], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,34 +286,43 @@ class JaxSlot:
         length: int,
         keep_state: bool,
     ) -> None:
-        self.env, self.policies, self.learners = env, dict(policies), tuple(learners)
+        self.env, self.cast, self.learners = env, tuple(policies.items()), tuple(learners)
+        self.length, self.keep_state = length, keep_state
         self.lanes: Lane | None = None
-
-        def begin(params: dict[str, Tree], keys: Key) -> Lane:
-            return init_lanes(env, self.policies, params, keys)
-
-        def roll(params: dict[str, Tree], lanes: Lane, versions: dict[str, Any]) -> Any:
-            lanes, rollout = collect(
-                env, self.policies, params, lanes, length, record=self.learners, keep_state=keep_state
-            )
-            return lanes, self._share(rollout, versions), count(rollout)
-
-        self._begin: Callable[..., Lane] = jax.jit(begin)
-        self._roll: Callable[..., Any] = jax.jit(roll)
-
-    def _share(self, rollout: Rollout, versions: Mapping[str, Any]) -> dict[str, Trajectory]:
-        return {name: trajectory_of(self.policies[name], name, rollout, versions[name]) for name in self.learners}
-
-    def sibling(self) -> JaxSlot:
-        """Another slot that shares the compiled programs."""
-        return copy.copy(self)
 
     def start(self, params: Mapping[str, Tree], keys: Key) -> None:
         """Fresh lanes, one a key `[B]`."""
-        self.lanes = self._begin(dict(params), keys)
+        self.lanes = _begin(self.env, self.cast, dict(params), keys)
 
     def fill(self, params: Mapping[str, Tree], versions: Mapping[str, int]) -> Filled:
         """One rollout with these parameters, by policy name."""
         numbers = {name: jnp.asarray(versions[name], jnp.int32) for name in self.learners}
-        self.lanes, trajectories, counts = self._roll(dict(params), self.lanes, numbers)
+        self.lanes, trajectories, counts = _roll(
+            self.env, self.cast, self.learners, self.length, self.keep_state, dict(params), self.lanes, numbers
+        )
         return Filled(*jax.device_get((trajectories, counts)))
+
+
+# Compiled once for a world, policies and sizes, whichever seeds and slots call them.
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _begin(env: AnyEnvironment, cast: Cast, params: dict[str, Tree], keys: Key) -> Lane:
+    return init_lanes(env, dict(cast), params, keys)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _roll(
+    env: AnyEnvironment,
+    cast: Cast,
+    learners: tuple[str, ...],
+    length: int,
+    keep_state: bool,
+    params: dict[str, Tree],
+    lanes: Lane,
+    versions: dict[str, Any],
+) -> Any:
+    policies = dict(cast)
+    lanes, rollout = collect(env, policies, params, lanes, length, record=learners, keep_state=keep_state)
+    shares = {name: trajectory_of(policies[name], name, rollout, versions[name]) for name in learners}
+    return lanes, shares, count(rollout)

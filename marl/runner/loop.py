@@ -162,7 +162,7 @@ class TrainingLoop:
                     row[f"{group}/{policy}/{rest}"] = float(value[index])
                 row[f"flow/skipped_updates/{policy}"] = int(result.skipped[policy][index])
             row["flow/policy_lag"] = 0.0
-            row.update({f"flow/{tag}": float(value[index]) for tag, value in result.flow.items()})
+            row.update({tag: float(value[index]) for tag, value in result.flow.items()})
             row["flow/agent_steps"] = self.progress.agent_steps[index]
             row["flow/episodes"] = self.progress.episodes[index]
             row["perf/env_steps_per_s"] = float(result.env_steps.sum()) / elapsed

@@ -261,6 +261,8 @@ def _train_with(
         dataflow.compile(state)
         panel.phase("training", "")
         _, reason = loop.run(state)
+        if dataflow.bottleneck():
+            say(f"the bottleneck is: {dataflow.bottleneck()}")
         return reason
     finally:
         loop.sinks.close()

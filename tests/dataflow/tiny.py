@@ -31,6 +31,8 @@ class Tiny:
 
     def act(self, params: Tree, carry: Tree, step: TimeStep, key: Key, *, explore: bool) -> tuple[Tree, ByRole, Tree]:
         logits = self._logits(params, step.obs)
+        for role, mask in (step.action_mask or {}).items():
+            logits[role] = jnp.where(mask, logits[role], -1e9)
         actions = {}
         for number, spec in enumerate(self.specs):
             drawn = jax.random.categorical(jax.random.fold_in(key, number), logits[spec.name])
@@ -49,6 +51,13 @@ class Tiny:
         return state.params
 
     def update(self, state: LearnerState, batch: Trajectory, key: Key) -> tuple[LearnerState, Metrics]:
+        grads, metrics = self._grads(state.params, batch)
+        noise = 1.0 + 1e-3 * jax.random.normal(key)  # the update's own key must matter
+        params = jax.tree.map(lambda p, g: p - self.learning_rate * noise * g, state.params, grads)
+        aux = {"seen": state.aux["seen"] + batch.extras["rows"].sum()}
+        return LearnerState(params, (), aux, (), state.env_steps, state.updates + 1), metrics
+
+    def _grads(self, params: Tree, batch: Trajectory) -> tuple[Tree, Metrics]:
         def loss(params: Tree) -> Any:
             logits = self._logits(params, {r: o[:-1] for r, o in batch.step.obs.items()})
             total = jnp.zeros((), jnp.float32)
@@ -59,9 +68,24 @@ class Tiny:
                 total -= jnp.mean(jnp.where(valid(batch.step, role), chosen * batch.step.reward[role][1:], 0.0))
             return total
 
-        value, grads = jax.value_and_grad(loss)(state.params)
-        noise = 1.0 + 1e-3 * jax.random.normal(key)  # the update's own key must matter
-        params = jax.tree.map(lambda p, g: p - self.learning_rate * noise * g, state.params, grads)
-        aux = {"seen": state.aux["seen"] + batch.extras["rows"].sum()}
-        new = LearnerState(params, (), aux, (), state.env_steps, state.updates + 1)
-        return new, {"loss/policy": value}
+        value, grads = jax.value_and_grad(loss)(params)
+        return grads, {"loss/policy": value}
+
+
+class TinyGradient(Tiny):
+    """The same with gradients that may come from elsewhere."""
+
+    def __init__(self, roles: tuple[RoleSpec, ...]) -> None:
+        super().__init__(roles)
+        self.needs = DataNeeds(rollout=4, gradients=True)
+
+    def gradient(self, params: Tree, batch: Trajectory, key: Key) -> tuple[Tree, Metrics]:
+        return self._grads(params, batch)
+
+    def apply(self, state: LearnerState, grads: Tree) -> LearnerState:
+        params = jax.tree.map(lambda p, g: p - self.learning_rate * g, state.params, grads)
+        return LearnerState(params, (), state.aux, (), state.env_steps, state.updates + 1)
+
+    def update(self, state: LearnerState, batch: Trajectory, key: Key) -> tuple[LearnerState, Metrics]:
+        grads, metrics = self.gradient(self.publish(state), batch, key)
+        return self.apply(state, grads), metrics
