@@ -158,6 +158,11 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
+def own_classes(module: ModuleType) -> list[type[Any]]:
+    """The classes that a module defines itself."""
+    return [value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__]
+
+
 def missing(name: str, error: ModuleNotFoundError) -> UserError:
     """The error for a world that needs what is not installed."""
     module = (error.name or "").partition(".")[0]

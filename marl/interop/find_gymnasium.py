@@ -13,7 +13,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
 from marl.core.errors import UserError, did_you_mean
 from marl.core.host import HostWorld
-from marl.interop.factories import INSTALL, Source, arguments_of, load, missing
+from marl.interop.factories import INSTALL, Source, arguments_of, load, missing, own_classes
 from marl.interop.host_gymnasium import GymnasiumWorld
 from marl.interop.host_rows import limit_of
 
@@ -33,6 +33,9 @@ def is_atari(name: str) -> bool:
 def find(name: str) -> Source:
     """The environment of an id, or of `package.module:Class`. Raises: UserError if there is none, with the nearest."""
     module, colon, attribute = name.partition(":")
+    if name.endswith(".py"):
+        only = only_class(name)
+        return Source(name, only, arguments_of(only))
     if colon:
         loaded = _module(module, name)
         found = getattr(loaded, attribute, None)
@@ -57,17 +60,32 @@ def find(name: str) -> Source:
     return Source(name, lambda **own: gymnasium.make(spec, **own), arguments, steps=steps)
 
 
+def only_class(path: str) -> type[Any]:
+    """The environment class of a file. Raises: UserError if it has none or several."""
+    classes = [found for found in own_classes(load(path)) if issubclass(found, gymnasium.Env)]
+    if len(classes) != 1:
+        names = ", ".join(found.__name__ for found in classes) or "none"
+        raise UserError(
+            f"{path} has {len(classes)} classes of gymnasium.Env ({names}); name one: gymnasium:{path}:NAME"
+        )
+    return classes[0]
+
+
 def make(id: str, source: Source, own: Mapping[str, Any], config: Options, render: bool) -> HostWorld:
     """A copy. Raises: UserError if an argument or a space cannot be used or something is not installed."""
+    return GymnasiumWorld(id, *raw(source, own, config, render))
+
+
+def raw(source: Source, own: Mapping[str, Any], config: Options, render: bool = False) -> tuple[Any, int | None]:
+    """The environment, without those wrappers of Gymnasium's that only check, and its longest episode if that is
+    known."""
     try:
         env = source.make(own, render)
     except gymnasium.error.Error as error:
         raise UserError(f"cannot be made: {_first(error)}{_hint(error)}") from error
     while isinstance(env, OrderEnforcing | PassiveEnvChecker):
         env = env.env
-    return GymnasiumWorld(
-        id, env, config.max_steps if source.steps is None else limit_of(source.steps, config.max_steps)
-    )
+    return env, limit_of(source.steps, config.max_steps)
 
 
 def _module(module: str, name: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -14,7 +13,7 @@ from pettingzoo.utils.conversions import aec_to_parallel, parallel_to_aec
 
 from marl.core.errors import ConfigError, UserError, did_you_mean
 from marl.core.host import HostWorld
-from marl.interop.factories import INSTALL, Source, arguments_of, load
+from marl.interop.factories import INSTALL, Source, arguments_of, load, own_classes
 from marl.interop.host_aec import TurnWorld
 from marl.interop.host_parallel import ParallelWorld
 from marl.interop.host_rows import limit_of
@@ -55,18 +54,24 @@ def find(name: str, api: str = "auto") -> Source:
 
 def make(id: str, source: Source, own: Mapping[str, Any], config: Options, render: bool) -> HostWorld:
     """A copy. Raises: UserError if an argument, a space or a role cannot be used or something is not installed."""
+    env, steps = raw(source, own, config, render)
+    if takes_turns(env):
+        return TurnWorld(id, env, config.max_steps, config.roles, config.state)
+    return ParallelWorld(id, env, steps, config.roles, config.state, config.max_steps)
+
+
+def raw(source: Source, own: Mapping[str, Any], config: Options, render: bool = False) -> tuple[Any, int | None]:
+    """The environment, in the form that is wanted, and its longest episode if that is known."""
     env = source.make(own, render)
-    turns = _takes_turns(env)
+    turns = takes_turns(env)
     if turns is None:
         raise UserError(f"made {type(env).__name__}, expected a ParallelEnv or an AECEnv of PettingZoo")
     if turns != (config.api == "aec") and config.api != "auto":
         env, turns = _converted(env, config.api), not turns
-    if turns:
-        return TurnWorld(id, env, config.max_steps, config.roles, config.state)
-    return ParallelWorld(id, env, max_steps_of(env, config.max_steps), config.roles, config.state, config.max_steps)
+    return env, config.max_steps if turns else max_steps_of(env, config.max_steps)
 
 
-def _takes_turns(env: Any) -> bool | None:
+def takes_turns(env: Any) -> bool | None:
     """Whether agents act one after another, None if it is no PettingZoo environment."""
     if isinstance(env, AECEnv) or hasattr(env, "agent_iter"):
         return True
@@ -130,11 +135,7 @@ def _factory(module: ModuleType, name: str, api: str) -> Callable[..., Any]:
         if callable(getattr(module, attribute, None)):
             found: Callable[..., Any] = getattr(module, attribute)
             return found
-    classes = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, ParallelEnv | AECEnv) and value.__module__ == module.__name__
-    ]
+    classes = [found for found in own_classes(module) if issubclass(found, ParallelEnv | AECEnv)]
     if len(classes) == 1:
         return classes[0]
     shown = f"has {', '.join(c.__name__ for c in classes)}" if classes else "has no class of ParallelEnv or AECEnv"

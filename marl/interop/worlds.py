@@ -6,16 +6,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import gymnasium
+from pettingzoo import AECEnv, ParallelEnv
 from pydantic import Field, ValidationError
 
 from marl.core.config import EnvConfig
-from marl.core.errors import ConfigError, MarlError, UserError
+from marl.core.errors import ConfigError, MarlError, UserError, did_you_mean
 from marl.core.host import HostWorld
 from marl.interop import find_gymnasium, find_pettingzoo
-from marl.interop.factories import Source
+from marl.interop.factories import Source, load, own_classes
+from marl.interop.find_pettingzoo import takes_turns as takes_turns
 
 PREFIXES = ("pettingzoo:", "gymnasium:")
 
@@ -55,8 +59,30 @@ OPTIONS = {
 
 
 def is_host_world(id: str) -> bool:
-    """Whether an id names a world in Python."""
+    """Whether an id names a world in Python, somebody else's."""
     return id.startswith(PREFIXES)
+
+
+def in_file(target: str) -> str:
+    """The id of the world in a file, `PATH.py` or `PATH.py:NAME`: one of PettingZoo's, of Gymnasium's, or ours, which
+    is then `module:Class`.
+
+    Raises: UserError if the file cannot be imported or has no world.
+    """
+    path, _, name = target.partition(":")
+    module = load(path)
+    if name and not hasattr(module, name):
+        known = [n for n in vars(module) if not n.startswith("_")]
+        raise UserError(f"{path} has no '{name}'{did_you_mean(name, known)}")
+    found = [getattr(module, name)] if name else own_classes(module)
+    classes = [value for value in found if inspect.isclass(value)]
+    ours = [c for c in classes if all(hasattr(c, part) for part in ("Config", "roles", "reset", "step"))]
+    if len(ours) == 1:
+        return f"{module.__name__}:{ours[0].__name__}"
+    theirs = any(issubclass(c, ParallelEnv | AECEnv) for c in classes)
+    if not theirs and any(issubclass(c, gymnasium.Env) for c in classes):
+        return f"gymnasium:{target}"
+    return f"pettingzoo:{target}"
 
 
 def world_config(id: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,17 +103,32 @@ def make_world(id: str, options: Mapping[str, Any], render: bool = False) -> Hos
     Raises: ConfigError if an option is unknown or does not fit; UserError if there is no such world, something that it
     needs is not installed, or its spaces cannot be used; WorldError if it breaks its promises at once.
     """
-    prefix, _ = _split(id)
-    resolved = world_config(id, options)
-    known = _known(id)
-    config = WorldConfig(**{key: value for key, value in resolved.items() if key in known})
-    own = {key: value for key, value in resolved.items() if key not in known}
+    source, config, own = _prepared(id, options)
     try:
-        if prefix == "gymnasium:":
-            return find_gymnasium.make(id, _find(id, config.api), own, config, render)
-        return find_pettingzoo.make(id, _find(id, config.api), own, config, render)
+        if id.startswith("gymnasium:"):
+            return find_gymnasium.make(id, source, own, config, render)
+        return find_pettingzoo.make(id, source, own, config, render)
     except MarlError as error:
         raise type(error)(f"world {id}: {error}") from error
+
+
+def raw(id: str, options: Mapping[str, Any]) -> tuple[Any, int | None]:
+    """The world as its own kind of object, not adapted, and its longest episode if that is known. Raises: as
+    `make_world`, but not for spaces."""
+    source, config, own = _prepared(id, options)
+    try:
+        if id.startswith("gymnasium:"):
+            return find_gymnasium.raw(source, own, config)
+        return find_pettingzoo.raw(source, own, config)
+    except MarlError as error:
+        raise type(error)(f"world {id}: {error}") from error
+
+
+def _prepared(id: str, options: Mapping[str, Any]) -> tuple[Source, WorldConfig, dict[str, Any]]:
+    known = _known(id)
+    resolved = world_config(id, options)
+    config = WorldConfig(**{key: value for key, value in resolved.items() if key in known})
+    return _find(id, config.api), config, {key: value for key, value in resolved.items() if key not in known}
 
 
 def _split(id: str) -> tuple[str, str]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from marl import agents, envs
 from marl.core.errors import UserError
+from marl.core.host import HostWorld
+from marl.interop import worlds
 from marl.io.console import next_commands, say
 from marl.runner.explain import expected_one
 from marl.runner.load import config_from, load_experiment, packaged_experiments, resolved_yaml
 from marl.runner.schema import ExperimentConfig
 
-Kind = Literal["world", "algorithm", "experiment"]
+Kind = Literal["world", "host world", "algorithm", "experiment"]
 
 # Where an algorithm is tried, in this order: several agents with a global state, two roles, a control task, traffic.
 TRIAL_WORLDS = ("probe_coordination_v0", "probe_roles_v0", "cartpole_v0", "heterogeneous_highway_v0")
@@ -23,12 +28,17 @@ TRIAL_LANES = 4
 def check(target: str, overrides: Sequence[str] = ()) -> int:
     """Check a world, an algorithm or an experiment, whichever `target` names. 0 if all is well, 1 if not.
 
-    overrides: of an experiment, any key; of a world or an algorithm, its options.
+    target: a name, a file of an experiment, `package.module:Name`, `pettingzoo:MODULE`, `gymnasium:ID`, or a Python
+    file with a world in it.  overrides: of an experiment, any key; of a world or an algorithm, its options.
     Raises: UserError if nothing has that name, or the experiment or an option is wrong.
     """
+    if _is_python_file(target):
+        target = worlds.in_file(target)
     kind = kind_of(target)
     if kind == "experiment":
         return _experiment(target, overrides)
+    if kind == "host world":
+        return _host_world(target, overrides)
     return _world(target, overrides) if kind == "world" else _algorithm(target, overrides)
 
 
@@ -37,8 +47,10 @@ def kind_of(target: str) -> Kind:
 
     Raises: UserError if nothing has that name, with the nearest one.
     """
-    worlds, algorithms, experiments = envs.REGISTRY.names(), agents.REGISTRY.names(), packaged_experiments()
-    if target in worlds:
+    own, algorithms, experiments = envs.REGISTRY.names(), agents.REGISTRY.names(), packaged_experiments()
+    if worlds.is_host_world(target):
+        return "host world"
+    if target in own:
         return "world"
     if target in algorithms:
         return "algorithm"
@@ -51,7 +63,7 @@ def kind_of(target: str) -> Kind:
         if hasattr(found, "act"):
             return "algorithm"
         raise UserError(f"'{target}' is neither a world (reset, step) nor an algorithm (act)")
-    known = [*worlds, *algorithms, *experiments]
+    known = [*own, *algorithms, *experiments]
     raise UserError(f"nothing is called '{target}'; {expected_one(target, known)}")
 
 
@@ -75,6 +87,7 @@ def _world(target: str, overrides: Sequence[str]) -> int:
     config = _trial(target, "random", [f"env.{text}" for text in overrides])
     say(f"checking {target}: whole episodes at random; compiling takes a moment")
     env = make_world(config)
+    assert not isinstance(env, HostWorld)
     say(f"roles: {_roles(env)}")
     findings = check_environment(env)
     for finding in findings:
@@ -85,6 +98,43 @@ def _world(target: str, overrides: Sequence[str]) -> int:
         return 1
     next_commands([f"marl bench {target}"] if _has_bench() else ["marl list agents"])
     return 0
+
+
+def _host_world(target: str, overrides: Sequence[str]) -> int:
+    from marl.interop.check import check_world
+
+    options = _trial(target, "random", [f"env.{text}" for text in overrides]).env.options
+    say(f"checking {target}: whole episodes at random")
+    findings = check_world(target, options)
+    for finding in findings:
+        say(f"{'ok   ' if finding.ok else 'WRONG'}  {finding.name}: {finding.detail}")
+    wrong = sum(not finding.ok for finding in findings)
+    if wrong:
+        say(f"{wrong} of {len(findings)} checks failed")
+        return 1
+    world = worlds.make_world(target, options)
+    say(f"roles: {_roles(world)}{', in turns' if world.turn_based else ''}")
+    world.close()
+    name = re.sub(r"\W+", "_", re.split(r"[.:/]", target.removesuffix(".py"))[-1]).strip("_").lower() or "my_world"
+    say(f"an experiment to begin with, as {name}.yaml:\n{_first_experiment(name, target, options)}")
+    next_commands([f"marl train {name}.yaml"])
+    return 0
+
+
+def _first_experiment(name: str, target: str, options: dict[str, Any]) -> str:
+    env = yaml.safe_dump({"id": target, **options}, default_flow_style=True, sort_keys=False, width=1000).strip()
+    lines = [
+        f"name: {name}",
+        f"env: {env}",
+        "agents: {all: {algorithm: ppo}}",
+        "stop: {env_steps: 200_000}",
+        "evaluate: {every: 50_000, episodes: 20}",
+    ]
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _is_python_file(target: str) -> bool:
+    return target.partition(":")[0].endswith(".py")
 
 
 def _algorithm(target: str, overrides: Sequence[str]) -> int:

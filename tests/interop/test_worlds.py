@@ -417,7 +417,7 @@ def test_an_agent_that_leaves_without_an_end_is_named(monkeypatch: pytest.Monkey
 
 
 def test_a_space_that_cannot_be_used_names_agent_and_space(tmp_path: Path) -> None:
-    text = TINY.read_text().replace("return spaces.Discrete(2)", "return spaces.Text(5)")
+    text = TINY.read_text().replace("self.actions = spaces.Discrete(2)", "self.actions = spaces.Text(5)")
     path = tmp_path / "texts.py"
     path.write_text(text)
     with pytest.raises(UserError, match=r"agent 'guest_0': actions of space Text cannot be used"):

@@ -78,12 +78,14 @@ class Party(ParallelEnv):
 
     def __init__(self) -> None:
         self.possible_agents = ["guest_0", "guest_1", "guest_2"]
+        self.observations = spaces.Box(-1.0, 100.0, (1,), np.float32)
+        self.actions = spaces.Discrete(2)
 
     def observation_space(self, agent: str) -> Any:
-        return spaces.Box(-1.0, 100.0, (1,), np.float32)
+        return self.observations
 
     def action_space(self, agent: str) -> Any:
-        return spaces.Discrete(2)
+        return self.actions
 
     def reset(self, seed: int | None = None, options: Any = None) -> Any:
         self.t, self.agents = 0, ["guest_0", "guest_1"]
@@ -114,13 +116,16 @@ class Dice(AECEnv):
     def __init__(self, rounds: int = 4) -> None:
         self.possible_agents = ["player_0", "player_1", "player_2"]
         self.rounds = rounds
+        mask = spaces.Box(0, 1, (4,), np.int8)
+        seen = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.observations = spaces.Dict({"observation": seen, "action_mask": mask})
+        self.actions = spaces.Discrete(4)
 
     def observation_space(self, agent: str) -> Any:
-        mask = spaces.Box(0, 1, (4,), np.int8)
-        return spaces.Dict({"observation": spaces.Box(-np.inf, np.inf, (2,), np.float32), "action_mask": mask})
+        return self.observations
 
     def action_space(self, agent: str) -> Any:
-        return spaces.Discrete(4)
+        return self.actions
 
     def reset(self, seed: int | None = None, options: Any = None) -> None:
         self.random = np.random.default_rng(seed)
