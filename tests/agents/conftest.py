@@ -12,18 +12,24 @@ import pytest
 
 from marl.core.algorithm import Algorithm
 from marl.core.prng import stream
-from marl.core.spaces import Discrete, MultiDiscrete
+from marl.core.spaces import Dict, Discrete, MultiDiscrete, ObservationSpace
 from marl.core.types import Key, LearnerState, RoleSpec, TimeStep, Trajectory
 
 
-def random_steps(specs: tuple[RoleSpec, ...], rows: int, lanes: int, seed: int, ends: float) -> TimeStep:
-    """`rows` + 1 time steps; each row ends an episode or an agent's life with probability `ends`."""
+def random_steps(
+    specs: tuple[RoleSpec, ...], rows: int, lanes: int, seed: int, ends: float, turns: bool = False
+) -> TimeStep:
+    """`rows` + 1 time steps; each row ends an episode or an agent's life with probability `ends`. turns: who acts is
+    random too."""
     rng = np.random.default_rng(seed)
 
-    def observe(spec: RoleSpec) -> Any:
-        space, lead = spec.observation_space, (rows + 1, lanes, spec.size)
+    def observe(space: ObservationSpace, lead: tuple[int, ...]) -> Any:
+        if isinstance(space, Dict):
+            return {key: observe(part, lead) for key, part in space.items}
         if isinstance(space, Discrete | MultiDiscrete):
             return jnp.asarray(rng.integers(0, 2, (*lead, *space.shape)), jnp.int32)
+        if space.dtype == "uint8":
+            return jnp.asarray(rng.integers(0, 256, (*lead, *space.shape)), jnp.uint8)
         return jnp.asarray(rng.normal(size=(*lead, *space.shape)), jnp.float32)
 
     def by_role(draw: Any) -> dict[str, Any]:
@@ -32,8 +38,8 @@ def random_steps(specs: tuple[RoleSpec, ...], rows: int, lanes: int, seed: int, 
     last = rng.random((rows + 1, lanes)) < ends
     first = np.concatenate([np.ones((1, lanes), bool), last[:-1]])
     state_size = 0 if specs[0].state_space is None else specs[0].state_space.shape[0]  # type: ignore[union-attr]
-    return TimeStep(
-        obs={spec.name: observe(spec) for spec in specs},
+    step = TimeStep(
+        obs={spec.name: observe(spec.observation_space, (rows + 1, lanes, spec.size)) for spec in specs},
         reward=by_role(lambda shape: rng.normal(size=shape).astype(np.float32)),
         terminated=by_role(lambda shape: rng.random(shape) < ends),
         truncated=by_role(lambda shape: rng.random(shape) < ends),
@@ -42,6 +48,9 @@ def random_steps(specs: tuple[RoleSpec, ...], rows: int, lanes: int, seed: int, 
         last=jnp.asarray(last),
         state=jnp.asarray(rng.normal(size=(rows + 1, lanes, state_size)), jnp.float32) if state_size else None,
     )
+    if turns:
+        step = step.replace(acting=by_role(lambda shape: rng.random(shape) < 0.5))  # type: ignore[attr-defined]
+    return step
 
 
 def act_through(algorithm: Algorithm, state: LearnerState, steps: TimeStep, key: Key) -> Trajectory:
@@ -83,9 +92,16 @@ class Rollouts:
         self._compiled: dict[int, Any] = {}
 
     def __call__(
-        self, algorithm: Any, state: LearnerState, rows: int = 6, lanes: int = 4, seed: int = 0, ends: float = 0.15
+        self,
+        algorithm: Any,
+        state: LearnerState,
+        rows: int = 6,
+        lanes: int = 4,
+        seed: int = 0,
+        ends: float = 0.15,
+        turns: bool = False,
     ) -> Trajectory:
-        return self.act(algorithm, state, random_steps(algorithm.specs, rows, lanes, seed, ends), seed)
+        return self.act(algorithm, state, random_steps(algorithm.specs, rows, lanes, seed, ends, turns), seed)
 
     def act(self, algorithm: Any, state: LearnerState, steps: TimeStep, seed: int) -> Trajectory:
         act = self._compiled.setdefault(id(algorithm), jax.jit(partial(act_through, algorithm)))

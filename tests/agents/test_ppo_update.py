@@ -75,17 +75,21 @@ def test_an_update_keeps_structure_and_types_and_reports_what_it_did(plain: Plai
 
 
 @pytest.mark.parametrize(
-    ("options", "specs"),
-    [({"layer_norm": True}, MIXED), ({"sharing": "role"}, PAIR)],
-    ids=["every agent its own", "shared"],
+    ("options", "specs", "turns"),
+    [({"layer_norm": True}, MIXED, False), ({"sharing": "role"}, PAIR, False), ({"correction": "vtrace"}, PAIR, True)],
+    ids=["every agent its own", "shared", "in turns"],
 )
 def test_the_learner_recomputes_the_probabilities_that_acted(
-    rollout: Any, options: dict[str, Any], specs: tuple[RoleSpec, ...]
+    rollout: Any, options: dict[str, Any], specs: tuple[RoleSpec, ...], turns: bool
 ) -> None:
     """With resets, hidden states, last actions and ids in play, every ratio is 1 before the first step."""
     algorithm = PPO(PPOConfig(**ONE_STEP, recurrent=True, **options), specs)
     state = rollout.draw_state(algorithm)
-    batch = rollout(algorithm, state)
+    batch = rollout(algorithm, state, turns=turns)
+    if turns:  # what V-trace starts from
+        raw, inputs = algorithm._all_inputs(batch)
+        now = algorithm._log_prob("car", algorithm.publish(state)["car"], batch, inputs["car"], raw["car"])
+        np.testing.assert_allclose(now, batch.extras["car"]["log_prob"], rtol=1e-4, atol=1e-5)
     assert bool(batch.step.first[1:].any())
     _, metrics = jax.jit(algorithm.update)(state, batch, KEY)
     assert abs(float(metrics["policy/approx_kl"])) < 1e-6
@@ -137,6 +141,49 @@ def test_rows_that_do_not_count_change_nothing(plain: Plain) -> None:
         action={"car": jnp.where(counts, batch.action["car"], 0)},
     )
     assert same(plain.update(plain.state, batch, KEY)[0], plain.update(plain.state, noisy, KEY)[0])
+
+
+def test_a_move_that_was_not_made_changes_nothing(rollout: Any) -> None:
+    """Where agents take turns, what was drawn for those that wait is in no loss, no ratio and no last action."""
+    algorithm = PPO(PPOConfig(**ONE_STEP, correction="vtrace"), PAIR)
+    state = rollout.draw_state(algorithm)
+    batch = rollout(algorithm, state, turns=True)
+    acts = batch.step.acting["car"][:-1]
+    noisy = batch.replace(
+        extras={"car": {"log_prob": jnp.where(acts, batch.extras["car"]["log_prob"], -9.0)}},
+        action={"car": jnp.where(acts, batch.action["car"], 0)},
+    )
+    update = jax.jit(algorithm.update)
+    assert same(update(state, batch, KEY)[0], update(state, noisy, KEY)[0])
+
+
+@pytest.fixture(scope="module")
+def stale(rollout: Any) -> Plain:
+    """A learner with V-trace and a batch that other parameters acted."""
+    algorithm = PPO(PPOConfig(**ONE_STEP, last_action=False, correction="vtrace"), PAIR)
+    state = rollout.draw_state(algorithm)
+    older = state.replace(params=jax.tree.map(lambda leaf: 0.5 * leaf, state.params))
+    return Plain(algorithm, state, rollout(algorithm, older, ends=0.0), jax.jit(algorithm.update))
+
+
+def test_vtrace_measures_the_step_from_the_parameters_at_its_start(stale: Plain, plain: Plain) -> None:
+    _, corrected = stale.update(stale.state, stale.batch, KEY)
+    _, plainly = plain.update(stale.state, stale.batch, KEY)
+    assert float(corrected["policy/clip_fraction"]) == 0.0
+    assert float(plainly["policy/clip_fraction"]) > 0.1
+    assert (stale.algorithm.needs.max_staleness, plain.algorithm.needs.max_staleness) == (64, 0)
+
+
+def test_vtrace_forgets_what_the_present_parameters_would_never_do(stale: Plain) -> None:
+    """An action that the old policy was sure of and the new one rules out: nothing is learnt from what it brought."""
+    batch = stale.batch
+    sure = {"car": {"log_prob": batch.extras["car"]["log_prob"].at[2].set(60.0)}}
+    paid = batch.step.replace(reward={"car": batch.step.reward["car"].at[3].set(100.0)})
+    one, _ = stale.update(stale.state, batch.replace(extras=sure), KEY)
+    two, _ = stale.update(stale.state, batch.replace(extras=sure, step=paid), KEY)
+    close(one.params["critic"], two.params["critic"], 1e-6)
+    three, _ = stale.update(stale.state, batch.replace(step=paid), KEY)
+    assert not same(two.params["critic"], three.params["critic"])
 
 
 def test_minibatches_must_divide_the_data(plain: Plain, rollout: Any) -> None:
