@@ -32,7 +32,7 @@ from marl.interop.random_play import play
 MAX_PROBLEMS = 5  # shown for one check
 LONGEST = 2000  # steps (turns) of an episode that are waited for where nothing limits it
 ADAPTED = 300  # steps of an episode that the adapter plays
-BUDGET_S = 60.0  # then what has been seen must do
+BUDGET_S = 30.0  # then what has been seen must do, once more for playing it again
 
 CHECKS = {
     "agents": "possible_agents holds all agents, by name, and stays as it is",
@@ -335,14 +335,15 @@ class Trial:
 
     def _again(self, before: list[tuple[Moment, dict[str, Any]]]) -> None:
         """The first episode once more, with its seed and actions."""
-        if time.monotonic() > self.stop_at or self.problems["agents"]:
+        if self.problems["agents"]:
             return
+        stop_at = time.monotonic() + BUDGET_S
         moment = self.game.reset(self.seed)
         for step, (was, actions) in enumerate(before):
             where = f"step {step}" if step else "reset"
             for words in _differences(was, frozen(moment)):
                 self._wrong("seeds", f"seed {self.seed} played again with the same actions differs at {where}: {words}")
-            if self.problems["seeds"] or not actions:
+            if self.problems["seeds"] or not actions or time.monotonic() > stop_at:
                 return
             moment = self.game.step(actions)
 

@@ -13,16 +13,21 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
 from marl.core.errors import UserError, did_you_mean
 from marl.core.host import HostWorld
+from marl.interop.atari import AtariGame, AtariOptions, arguments
 from marl.interop.factories import INSTALL, Source, arguments_of, load, missing, own_classes
 from marl.interop.host_gymnasium import GymnasiumWorld
 from marl.interop.host_rows import limit_of
 
+ATARI_FRAMES = 108_000  # half an hour of play, where ale-py cuts a game
 
-class Options(Protocol):
+
+class Options(AtariOptions, Protocol):
     """The options of `worlds.WorldConfig` that are read here."""
 
     @property
     def max_steps(self) -> int | None: ...
+    @property
+    def preprocessing(self) -> str: ...
 
 
 def is_atari(name: str) -> bool:
@@ -79,12 +84,16 @@ def make(id: str, source: Source, own: Mapping[str, Any], config: Options, rende
 def raw(source: Source, own: Mapping[str, Any], config: Options, render: bool = False) -> tuple[Any, int | None]:
     """The environment, without those wrappers of Gymnasium's that only check, and its longest episode if that is
     known."""
+    atari = is_atari(source.name) and config.preprocessing != "none"
     try:
-        env = source.make(own, render)
+        env = source.make({**own, **(arguments() if atari else {})}, render)
     except gymnasium.error.Error as error:
         raise UserError(f"cannot be made: {_first(error)}{_hint(error)}") from error
     while isinstance(env, OrderEnforcing | PassiveEnvChecker):
         env = env.env
+    if atari:
+        steps = ATARI_FRAMES // config.frame_skip
+        return AtariGame(env, config), limit_of(steps, config.max_steps)
     return env, limit_of(source.steps, config.max_steps)
 
 
@@ -110,7 +119,9 @@ def _creator(name: str, spec: Any) -> Any:
 def _register_atari(name: str) -> None:
     if importlib.util.find_spec("ale_py") is None:
         raise UserError(f"'{name}' is an Atari game and needs ale-py: {INSTALL['atari']}")
-    gymnasium.register_envs(importlib.import_module("ale_py"))
+    ale_py: Any = importlib.import_module("ale_py")
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
+    gymnasium.register_envs(ale_py)
 
 
 def _first(error: Exception) -> str:

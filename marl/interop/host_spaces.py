@@ -55,9 +55,13 @@ def action_space(space: Foreign, agent: str) -> Space:
     match space:
         case spaces.Box():
             low, high = _bounds(space)
-            if low is not None and low == high:
+            if low is not None and high is not None and low == high:
                 raise UserError(f"agent '{agent}': the action space {space} has one action only; expected low < high")
-            return Box(_shape(space), low, high) if low is not None and high is not None else _scaled(space)
+            return (
+                Box(_shape(space), low, high)
+                if low is not None and high is not None and _is_finite(space)
+                else _scaled(space)
+            )
         case spaces.Discrete():
             return Discrete(int(space.n))
         case spaces.MultiDiscrete():
@@ -165,7 +169,8 @@ def _box(space: spaces.Box) -> Box:
 
 
 def _scaled(space: spaces.Box) -> Box:
-    """For a Box whose bounds differ from element to element: they can be scaled if all of them are finite."""
+    """For a Box whose bounds differ from element to element: scaled if all are finite, else drawn without bounds and
+    clipped."""
     return Box(_shape(space), -1.0, 1.0) if _is_finite(space) else Box(_shape(space))
 
 

@@ -43,7 +43,7 @@ class WorldConfig(EnvConfig):
     frame_stack: int = Field(4, ge=1)
     size: int = Field(84, ge=8)
     noops: int = Field(30, ge=0)
-    sticky: float = Field(0.0, ge=0.0, le=1.0)
+    sticky: float = Field(0.25, ge=0.0, le=1.0)
     life_loss: bool = False
     clip_reward: bool = True
 
