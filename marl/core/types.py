@@ -56,6 +56,7 @@ class Trajectory:
     step: T+1 rows, without info.  action: T rows by role.  extras: T rows of what the policy chose to remember.
     carry: the policy's carry before row 0, leaves `[B, ...]`.  next_action: the action drawn at row T, by role, only
     for learners that commit their action (SARSA), else empty.  version: i32 `[B]`, parameter version that acted.
+    weight: f32 `[B]`, importance weights of a sample from replay, else None.
     """
 
     step: TimeStep
@@ -64,6 +65,7 @@ class Trajectory:
     carry: Tree
     next_action: ByRole
     version: Array
+    weight: Array | None = None
 
 
 @struct.dataclass
@@ -95,12 +97,15 @@ class EpisodeResult:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """A replay buffer's sizes, counted in trajectories."""
+    """A replay buffer's sizes, counted in trajectories. alpha: None draws uniformly, else in proportion to
+    `priority ** alpha`, where `update` returns `metrics["priority"]` `[B]`; beta: of the importance weights."""
 
     capacity: int
     batch: int
     min_size: int
     updates_per_add: int = 1
+    alpha: float | None = None
+    beta: float = 0.4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,14 +23,13 @@ from marl.core.host_rows import HostWorlds
 from marl.core.inference import LaneMemory, check_policies, start_lanes
 from marl.core.prng import stream
 from marl.core.types import Key, Tree
-from marl.dataflow.buffers import Accepted, FifoBuffer
-from marl.dataflow.chunks import Chunk, chunk_id, concatenate
+from marl.dataflow.chunks import Chunk, chunk_id
 from marl.dataflow.flow import FlowMeter
 from marl.dataflow.groups import GroupHandle, InlineGroup, RemoteGroup, WorkerProcess, wait_for_any
-from marl.dataflow.learner import LearnerCore
 from marl.dataflow.learning import Counts, DispatchResult
 from marl.dataflow.server import PolicyServer, Request
 from marl.dataflow.slots import Filled, HostSlot, JaxSlot
+from marl.dataflow.stage import LearnerStage
 from marl.dataflow.store import ParameterStore
 from marl.dataflow.tickets import Ticket, Tickets
 
@@ -108,12 +107,20 @@ class LocalRun:
         ahead = options.max_staleness or 0
         # The learners of a run learn at the same moments, so one stream of tickets bounds them all.
         self.tickets = Tickets(batch, None if options.asynchronous else options.max_staleness)
-        self.buffers = {
-            name: FifoBuffer(batch, ordered=not options.asynchronous, capacity=batch * (ahead + 2) + options.slots)
-            for name in self.algorithms
-        }
-        self.learners = {name: LearnerCore(name, a, options.learner) for name, a in self.algorithms.items()}
         self.flow = FlowMeter({"world": max(options.workers, 1)})
+        self.stages = {
+            name: LearnerStage(
+                name,
+                algorithm,
+                self.flow,
+                batch=batch,
+                ordered=not options.asynchronous,
+                capacity=batch * (ahead + 2) + options.slots,
+                device=options.learner,
+                seed=seed,
+            )
+            for name, algorithm in self.algorithms.items()
+        }
         self.version = 0
         self.env_steps_learned = 0
         self.workers: list[WorkerProcess] = []
@@ -129,8 +136,8 @@ class LocalRun:
     def start(self) -> None:
         """Fresh learners, worlds and lanes."""
         self.key = stream(self.seed, "update")
-        for name, learner in self.learners.items():
-            learner.start(stream(self.seed, "init", name))
+        for name, stage in self.stages.items():
+            stage.learner.start(stream(self.seed, "init", name))
         self._publish()
         self._make_slots()
         keys = jax.random.split(stream(self.seed, "lanes"), self.options.num_envs)
@@ -273,11 +280,7 @@ class LocalRun:
                 env_steps=int(counts.env_steps),
                 agent_steps=int(counts.agent_steps),
             )
-            answer = self.buffers[name].offer(chunk, self.version)
-            self.flow.add_chunks(offered=1)
-            self.flow.add_samples(inserted=chunk.lanes)
-            if not isinstance(answer, Accepted):
-                raise RunError(f"the buffer of '{name}' refused a chunk of slot {slot.index}: {answer.reason}")
+            self.stages[name].offer(chunk, self.version)
         self.tickets.complete(ticket)
         slot.ticket = None
         slot.sequence += 1
@@ -288,38 +291,25 @@ class LocalRun:
 
     def _learn(self, goal: int | None) -> bool:
         """Finish the update that is under way, or begin one if a batch is there."""
+        prepared = all([stage.prepare(self.version) for stage in self.stages.values()])
         if self._pending is not None:
             if not self._may_publish():
                 return False
             self._publish()
             self._pending = None
             return True
-        if goal is not None and self.version >= goal:
-            return False
-        leases = {name: buffer.lease(self.version) for name, buffer in self.buffers.items()}
-        if any(lease is None for lease in leases.values()):
+        if not prepared or (goal is not None and self.version >= goal):
             return False
         started = time.perf_counter()
         self.key, update_key = jax.random.split(self.key)
-        first = next(lease for lease in leases.values() if lease is not None)
-        self.env_steps_learned += sum(chunk.env_steps for chunk in first.chunks)
-        for position, (name, lease) in enumerate(leases.items()):
-            assert lease is not None
-            learner, key = self.learners[name], jax.random.fold_in(update_key, position)
-            for chunk in lease.chunks:
-                self.flow.add_lag(self.version - chunk.version)
-            batch = learner.place(concatenate(lease.chunks))
-            if self.options.asynchronous:
-                version = lease.chunks[0].version
-                pulled = self.server.params(dict.fromkeys(self.algorithms, version))[name]
-                grads, metrics = learner.gradient(pulled, batch, key)
-                metrics = learner.apply(grads, metrics, self.env_steps_learned)
-            else:
-                metrics = learner.update(batch, self.env_steps_learned, key)
-            self._metrics[name].append((metrics, learner.skipped))
-            self.buffers[name].ack(lease)
-            self.flow.add_samples(trained=sum(chunk.lanes for chunk in lease.chunks))
-        self._pending = {name: learner.state.updates for name, learner in self.learners.items()}
+        chunks = next(iter(self.stages.values())).next_chunks
+        self.env_steps_learned += sum(chunk.env_steps for chunk in chunks)
+        pulled = self.server.params(dict.fromkeys(self.algorithms, chunks[0].version))
+        for position, (name, stage) in enumerate(self.stages.items()):
+            key = jax.random.fold_in(update_key, position)
+            at = pulled[name] if self.options.asynchronous else None
+            self._metrics[name] += stage.learn(self.version, self.env_steps_learned, key, at)
+        self._pending = {name: stage.learner.state.updates for name, stage in self.stages.items()}
         if self.options.reproducible:
             jax.block_until_ready(self._pending)
             self._publish()
@@ -333,8 +323,8 @@ class LocalRun:
 
     def _publish(self) -> None:
         """Make the learners' parameters the newest version, and forget those that nobody acts with any more."""
-        for name, learner in self.learners.items():
-            self.version = self.store.publish(name, learner.published())
+        for name, stage in self.stages.items():
+            self.version = self.store.publish(name, stage.learner.published())
             self.server.load(name, self.version, self.store.latest(name)[1])
             used = {slot.versions[name] for slot in self.slots if slot.ticket is not None}
             self.server.unload(name, used | {self.version})
@@ -368,9 +358,9 @@ class LocalRun:
             values = [{tag: float(x) for tag, x in m.items()} for m, bad in jax.device_get(seen) if int(bad) == 0]
             tags = values[0] if values else {tag: 0.0 for tag in (seen[0][0] if seen else {})}
             metrics[name] = {tag: np.float32(sum(v[tag] for v in values) / max(len(values), 1)) for tag in tags}
-            skipped[name] = np.int32(self.learners[name].skipped)
-        for name, buffer in self.buffers.items():
-            self.flow.depth(name, buffer.held)
+            skipped[name] = np.int32(self.stages[name].learner.skipped)
+        for name, stage in self.stages.items():
+            self.flow.depth(name, stage.buffer.held)
         make: Any = DispatchResult  # of NumPy's numbers
         result: DispatchResult = make(
             metrics=metrics,
@@ -388,7 +378,7 @@ class LocalRun:
         return result
 
     def _forget_reported(self) -> None:
-        self._metrics = {name: [] for name in self.learners}
+        self._metrics = {name: [] for name in self.stages}
         self._counts = []
 
     def close(self) -> None:

@@ -38,12 +38,11 @@ def snapshot(run: LocalRun) -> dict[str, Any]:
             stored["carry"] = {name: pack(tree) for name, tree in slot.lanes.carry.items()}
         slots.append(stored)
     return {
-        "learners": {name: learner.snapshot() for name, learner in run.learners.items()},
+        "stages": {name: stage.snapshot() for name, stage in run.stages.items()},
         "key": np.asarray(jax.random.key_data(run.key)),
         "version": np.int64(run.version),
         "env_steps_learned": np.int64(run.env_steps_learned),
         "tickets": run.tickets.snapshot(),
-        "buffers": {name: buffer.snapshot() for name, buffer in run.buffers.items()},
         "store": run.store.snapshot(),
         "flow": run.flow.snapshot(),
         "slots": slots,
@@ -52,17 +51,15 @@ def snapshot(run: LocalRun) -> dict[str, Any]:
 
 def restore(run: LocalRun, stored: Mapping[str, Any]) -> None:
     """Go on from a snapshot, on a run that has been started."""
-    for name, learner in run.learners.items():
-        learner.restore(stored["learners"][name])
+    for name, stage in run.stages.items():
+        stage.restore(stored["stages"][name])
     run.key = jax.random.wrap_key_data(jnp.asarray(stored["key"]), impl=str(jax.random.key_impl(run.key)))
     run.env_steps_learned = int(stored["env_steps_learned"])
     run.tickets.restore(stored["tickets"])
     run.version = int(stored["version"])
-    for name, buffer in run.buffers.items():
-        buffer.restore(stored["buffers"][name])
     run.store.restore(stored["store"])
     run.flow.restore(stored["flow"])
-    for name in run.learners:
+    for name in run.stages:
         run.server.unload(name, set())
         for version in run.store.versions(name):
             run.server.load(name, version, jax.tree.map(jnp.asarray, run.store.get(name, version)[1]))

@@ -141,7 +141,14 @@ def frozen_params(plan: Plan) -> dict[str, Tree]:
 
 
 def build_fused(config: ExperimentConfig, plan: Plan) -> Fused:
-    """The fused dataflow of a resolved config."""
+    """The fused dataflow of a resolved config.
+
+    Raises: ConfigError if a learner needs what only the decoupled dataflow has.
+    """
+    for name in plan.learners:
+        if plan.policies[name].needs.replay is not None:
+            text = f"'{name}' learns from replay, which dataflow.kind fused does not have yet; expected local"
+            raise config.source.error(("dataflow", "kind"), text)
     devices = learner_devices(config)
     if len(devices) > 1:
         from marl.dataflow.fused import MESH_AXIS

@@ -19,7 +19,7 @@ from marl.dataflow.local import Local, LocalOptions
 from marl.envs.probe.credit import Credit
 from marl.io import checkpoint
 
-from .tiny import Tiny, TinyGradient
+from .tiny import Tiny, TinyGradient, TinyReplay
 from .tiny_host import TinyHost
 
 # One policy object, so that its programs are compiled once for all tests.
@@ -70,7 +70,7 @@ def test_local_and_fused_are_the_same_science(make: Any) -> None:
     local.init()
     state, steps = fused.init(), 0
     seen: dict[str, Any] = {}
-    learner = local.runs[0].learners["all"]
+    learner = local.runs[0].stages["all"].learner
     update = learner.update
     learner.update = lambda batch, *rest: (seen.setdefault("first", batch), update(batch, *rest))[1]  # type: ignore[method-assign]
     for number in range(1, 11):
@@ -210,7 +210,7 @@ def test_no_batch_is_older_than_the_bound_and_every_chunk_is_trained_on_once(slo
     local = host(slots=slots, max_staleness=staleness)
     results = drive(local, 8)
     assert max(float(r.flow["flow/policy_lag_max"][0]) for r in results) <= staleness
-    counted = local.runs[0].buffers["all"].counters()
+    counted = local.runs[0].stages["all"].buffer.counters()
     assert counted["offered"] == counted["trained"] + counted["dropped"] + counted["held"]
     assert counted["trained"] == 8 * slots
     assert counted["dropped"] == 0
@@ -263,6 +263,27 @@ def test_a_world_that_keeps_failing_ends_the_run_with_one_message() -> None:
     local = host(world={"fault": "raise", "every": 1}, faults=FaultPolicy(share=0.5, grace=2))
     with pytest.raises(WorldError, match=r"the tiny world broke .*so the run stops"):
         drive(local, 20)
+
+
+@pytest.mark.parametrize("alpha", [None, 0.6])
+def test_replay_begins_when_it_is_full_enough_and_goes_on_after_a_restart(alpha: float | None, tmp_path: Path) -> None:
+    policy = TinyReplay(ROLES, alpha)
+    straight, begun, resumed = (host(policy) for _ in range(3))
+    results = drive(straight, 5)
+    assert [int(r.updates["all"][0]) for r in results] == [0, 2, 2, 2, 2]  # 4 lanes a round, 8 trajectories at least
+    drive(begun, 3)
+    checkpoint.save(tmp_path, 1, begun.snapshot(begun), {})
+    resumed.init()
+    resumed.load(checkpoint.path_of(tmp_path, 1), resumed)
+    for _ in range(2):
+        resumed.dispatch(resumed, [0])
+    assert_same(params(straight), params(resumed))
+    replay = straight.runs[0].stages["all"].replay
+    assert replay is not None
+    counted = replay.counters()
+    assert counted["offered"] == 20
+    assert counted["held"] == 16
+    assert counted["evicted"] == 4
 
 
 def test_lanes_and_slots_must_fit() -> None:

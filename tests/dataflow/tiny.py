@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from marl.core.config import AgentConfig
 from marl.core.returns import valid
-from marl.core.types import ByRole, DataNeeds, Key, LearnerState, Metrics, RoleSpec, TimeStep, Trajectory, Tree
+from marl.core.types import ByRole, DataNeeds, Key, LearnerState, Metrics, Replay, RoleSpec, TimeStep, Trajectory, Tree
 
 
 class Tiny:
@@ -89,3 +89,18 @@ class TinyGradient(Tiny):
     def update(self, state: LearnerState, batch: Trajectory, key: Key) -> tuple[LearnerState, Metrics]:
         grads, metrics = self.gradient(self.publish(state), batch, key)
         return self.apply(state, grads), metrics
+
+
+class TinyReplay(Tiny):
+    """The same from replay, with the mean reward as priority."""
+
+    def __init__(self, roles: tuple[RoleSpec, ...], alpha: float | None = None) -> None:
+        super().__init__(roles)
+        replay = Replay(capacity=16, batch=4, min_size=8, updates_per_add=2, alpha=alpha)
+        self.needs = DataNeeds(rollout=4, replay=replay)
+
+    def update(self, state: LearnerState, batch: Trajectory, key: Key) -> tuple[LearnerState, Metrics]:
+        assert batch.weight is not None
+        new, metrics = super().update(state, batch, key)
+        priority = sum(batch.step.reward[role].mean((0, 2)) for role in self.roles) * batch.weight
+        return new, metrics | ({"priority": priority} if self.needs.replay.alpha is not None else {})
