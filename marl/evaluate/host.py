@@ -17,22 +17,24 @@ from marl.core.inference import act_lanes, check_policies, start_lanes, time_ste
 from marl.core.types import EpisodeResult, TimeStep, Tree
 from marl.evaluate.protocol import Stream, episode_keys
 
-LANES = 32  # copies played side by side
+MAX_LANES = 32  # copies played side by side
 MAX_STEPS = 1_000_000  # an episode longer than this has no end
 
 
 class HostEvaluator:
-    """Plays whole episodes of a world in Python, a few dozen side by side. An episode whose world fails is over at its
+    """Plays whole episodes of a world in Python, several side by side. An episode whose world fails is over at its
     last good row.
 
-    greedy: take the mode instead of sampling.  Raises: WorldError from `run` if too many copies fail.
+    greedy: take the mode instead of sampling.  lanes: copies played side by side, a few dozen at most.
+    Raises: WorldError from `run` if too many copies fail.
     """
 
     def __init__(
-        self, worlds: HostWorlds, policies: Mapping[str, Policy], *, greedy: bool, faults: FaultPolicy
+        self, worlds: HostWorlds, policies: Mapping[str, Policy], *, greedy: bool, faults: FaultPolicy, lanes: int
     ) -> None:
         check_policies(policies)
         self.worlds, self.policies, self.greedy, self.faults = worlds, dict(policies), greedy, faults
+        self.lanes = min(lanes, MAX_LANES)
         self._groups: dict[int, HostGroup] = {}
         self._start = jax.jit(lambda keys: start_lanes(self.policies, keys))
         self._act = jax.jit(
@@ -41,7 +43,7 @@ class HostEvaluator:
 
     def run(self, params: Mapping[str, Tree], name: Stream, episodes: int, first: int = 0) -> EpisodeResult:
         """Results of `episodes` episodes, leaves numpy `[episodes, ...]`. params: by policy name, as published."""
-        lanes = min(LANES, episodes)
+        lanes = min(self.lanes, episodes)
         parts = [
             self._wave(params, name, first + start, min(lanes, episodes - start)) for start in range(0, episodes, lanes)
         ]
@@ -64,7 +66,7 @@ class HostEpisodePlayer:
 
     def __init__(self, worlds: HostWorlds, policies: Mapping[str, Policy], *, greedy: bool) -> None:
         self.worlds = worlds
-        self._evaluator = HostEvaluator(worlds, policies, greedy=greedy, faults=FaultPolicy())
+        self._evaluator = HostEvaluator(worlds, policies, greedy=greedy, faults=FaultPolicy(), lanes=1)
 
     def frames(self, params: Mapping[str, Tree], name: Stream, episode: int) -> tuple[list[Any], EpisodeResult]:
         """The frames of a held-out episode (first to last row) and its result."""

@@ -65,7 +65,7 @@ def updates_per_dispatch(config: ExperimentConfig, plan: Plan) -> int:
     rollout = max((plan.policies[name].needs.rollout for name in plan.learners), default=1)
     rows = rollout * config.dataflow.num_envs
     if isinstance(config.dataflow, LocalConfig) and asynchronous(config, plan):
-        rows //= slots(config)
+        rows //= slots(config, plan)
     limits = [ROWS_PER_DISPATCH // len(config.seed_list)]
     limits += [n for n in (config.evaluate.every, config.checkpoint.every) if n]
     if config.stop.env_steps:
@@ -85,26 +85,30 @@ def resolved(plan: Plan) -> ExperimentConfig:
     else:
         local = config.dataflow
         phase = local.random_phase
-        found["slots"] = slots(config)
+        found["slots"] = slots(config, plan)
         found["gradients"] = "asynchronous" if asynchronous(config, plan) else "batch"
         found["random_phase"] = phase if phase != "auto" else plan.host is not None and local.max_staleness > 0
     return config.model_copy(update={"dataflow": config.dataflow.model_copy(update=found)})
 
 
-def slots(config: ExperimentConfig) -> int:
+def slots(config: ExperimentConfig, plan: Plan) -> int:
     """How many groups of lanes: as configured; `auto`: two a process, so that one moves while the other one's actions
-    are inferred, and one without processes."""
+    are inferred; without processes one, or where each is a worker with gradients of its own up to four.
+
+    Raises: ConfigError if the processes cannot share the lanes evenly.
+    """
     local = config.dataflow
     assert isinstance(local, LocalConfig)
     if local.slots != "auto":
         return local.slots
-    if not local.workers:
-        return 1
-    for count in (2 * local.workers, local.workers):
-        if local.num_envs % count == 0:
-            return count
-    text = f"{local.workers} processes cannot share {local.num_envs} lanes evenly; expected num_envs a multiple of it"
-    raise config.source.error(("dataflow", "workers"), text)
+    wanted = [4, 2, 1] if asynchronous(config, plan) else [1]
+    if local.workers:
+        wanted = [2 * local.workers, local.workers]
+    fitting = [count for count in wanted if local.num_envs % count == 0]
+    if not fitting:
+        text = f"{local.workers} processes cannot share {local.num_envs} lanes evenly; expected num_envs a multiple"
+        raise config.source.error(("dataflow", "workers"), text)
+    return fitting[0]
 
 
 def asynchronous(config: ExperimentConfig, plan: Plan) -> bool:
@@ -185,7 +189,7 @@ def build_local(config: ExperimentConfig, plan: Plan) -> Local:
     faults = local.world_faults
     options = LocalOptions(
         num_envs=local.num_envs,
-        slots=slots(config),
+        slots=slots(config, plan),
         workers=local.workers if plan.host is not None else 0,
         max_staleness=None if is_asynchronous else local.max_staleness,
         asynchronous=is_asynchronous,
@@ -219,11 +223,11 @@ def build_evaluator(config: ExperimentConfig, plan: Plan, greedy: bool | None = 
     act_greedily = config.evaluate.greedy if greedy is None else greedy
     if plan.host is None:
         return Evaluator(plan.jax_env, plan.policies, greedy=act_greedily)
-    faults = FaultPolicy()
-    if isinstance(config.dataflow, LocalConfig):
-        own = config.dataflow.world_faults
-        faults = FaultPolicy(own.share, own.grace, own.timeout)
-    return HostEvaluator(plan.host, plan.policies, greedy=act_greedily, faults=faults)
+    assert isinstance(config.dataflow, LocalConfig)
+    own = config.dataflow.world_faults
+    faults = FaultPolicy(own.share, own.grace, own.timeout)
+    lanes = config.dataflow.num_envs
+    return HostEvaluator(plan.host, plan.policies, greedy=act_greedily, faults=faults, lanes=lanes)
 
 
 def build_player(plan: Plan, greedy: bool) -> AnyPlayer:
