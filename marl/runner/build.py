@@ -22,6 +22,7 @@ from marl.runner.schema import ExperimentConfig, FusedConfig, LocalConfig
 ROWS_PER_DISPATCH = (
     16_384  # over all seeds: long enough to hide the host, short enough to show progress and react to signals
 )
+HOST_ROWS_PER_DISPATCH = 4096  # the same for worlds in Python, which are slower by far
 DEFAULT_CHECKPOINT_EVERY = 1_000_000  # env steps, for runs without a step budget
 
 
@@ -66,7 +67,7 @@ def updates_per_dispatch(config: ExperimentConfig, plan: Plan) -> int:
     rows = rollout * config.dataflow.num_envs
     if isinstance(config.dataflow, LocalConfig) and asynchronous(config, plan):
         rows //= slots(config, plan)
-    limits = [ROWS_PER_DISPATCH // len(config.seed_list)]
+    limits = [(ROWS_PER_DISPATCH if plan.host is None else HOST_ROWS_PER_DISPATCH) // len(config.seed_list)]
     limits += [n for n in (config.evaluate.every, config.checkpoint.every) if n]
     if config.stop.env_steps:
         limits.append(math.ceil(config.stop.env_steps / 20))
