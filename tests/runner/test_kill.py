@@ -388,7 +388,7 @@ def test_a_best_policy_that_cannot_be_stored_is_an_event_and_not_called_the_best
     (event,) = rows_of(folder, "event")
     assert event["event"] == "best policy not stored"
     assert "policy_best/arrays.bin: No space left on device; training goes on" in str(event["message"])
-    first, *later = [float(row["eval/return/agent"]) for row in rows_of(reference, "eval") if row["seed"] == SEEDS[0]]
+    _, *later = [float(row["eval/return/agent"]) for row in rows_of(reference, "eval") if row["seed"] == SEEDS[0]]
     progress = read_header(list_checkpoints(folder / "checkpoints")[-1])["progress"]
     assert progress["best_return"][0] == pytest.approx(max(later))
     header = read_file(folder / f"seed_{SEEDS[0]}" / "policy_best" / "arrays.bin")[2]
