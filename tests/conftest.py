@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def cpu_seconds() -> Callable[[Callable[[], object]], float]:
+    """A function that says what the processes started and awaited by an action cost: the same on a busy machine."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    def measure(action: Callable[[], object]) -> float:
+        before = spent()
+        action()
+        return spent() - before
+
+    return measure
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from marl.core.config import AgentConfig
-from marl.core.types import Array, ByRole, DataNeeds, Key, RoleSpec, TimeStep, Tree
+from marl.core.types import Array, ByRole, Key, TimeStep, Tree
+
+from .memoryless import Memoryless
 
 LANE_LEFT, IDLE, LANE_RIGHT, FASTER, SLOWER = range(5)
 LANE_WIDTH: Final = 4.0  # [m]
@@ -43,7 +45,7 @@ class DefensiveConfig(AgentConfig):
     cruise_gap: float = Field(80.0, ge=0)
 
 
-class Defensive:
+class Defensive(Memoryless[DefensiveConfig]):
     """Each agent on its own, from its own 15 rows (presence, x, y, vx, vy):
 
     1. Not yet in the middle of a lane: go on with the change (idle), or slow down if the leader is too near.
@@ -55,22 +57,6 @@ class Defensive:
     """
 
     Config: ClassVar[type[AgentConfig]] = DefensiveConfig
-
-    def __init__(self, config: DefensiveConfig, roles: tuple[RoleSpec, ...], axis: str | None = None) -> None:
-        del axis
-        self.config = config
-        self.specs = roles
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.specs)
-
-    @property
-    def needs(self) -> DataNeeds:
-        return DataNeeds(rollout=1)
-
-    def initial_carry(self) -> Tree:
-        return ()
 
     def act(self, params: Tree, carry: Tree, step: TimeStep, key: Key, *, explore: bool) -> tuple[Tree, ByRole, Tree]:
         """Always the same in the same situation: `key` and `explore` make no difference."""

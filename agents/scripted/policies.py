@@ -12,29 +12,13 @@ from marl.core.config import AgentConfig
 from marl.core.distributions import Categorical, MultiCategorical
 from marl.core.errors import UserError
 from marl.core.spaces import Box, Discrete, MultiDiscrete
-from marl.core.types import Array, ByRole, DataNeeds, Key, RoleSpec, TimeStep, Tree
+from marl.core.types import Array, ByRole, Key, RoleSpec, TimeStep, Tree
+
+from .memoryless import Memoryless
 
 
-class Random:
+class Random(Memoryless[AgentConfig]):
     """Uniform over the allowed actions; over a Box without bounds, standard normal."""
-
-    Config: ClassVar[type[AgentConfig]] = AgentConfig
-
-    def __init__(self, config: AgentConfig, roles: tuple[RoleSpec, ...], axis: str | None = None) -> None:
-        del axis
-        self.config = config
-        self.specs = roles
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.specs)
-
-    @property
-    def needs(self) -> DataNeeds:
-        return DataNeeds(rollout=1)
-
-    def initial_carry(self) -> Tree:
-        return ()
 
     def act(self, params: Tree, carry: Tree, step: TimeStep, key: Key, *, explore: bool) -> tuple[Tree, ByRole, Tree]:
         """Always samples: `explore` makes no difference."""
@@ -51,7 +35,7 @@ class ConstantConfig(AgentConfig):
     action: int = Field(0, ge=0)
 
 
-class Constant(Random):
+class Constant(Memoryless[ConstantConfig]):
     """Always the same index of a Discrete space, allowed or not."""
 
     Config: ClassVar[type[AgentConfig]] = ConstantConfig

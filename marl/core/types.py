@@ -27,7 +27,8 @@ class TimeStep:
 
     obs: by role, `[n_role, ...]` (leaves of a pytree).  reward: f32 `[n_role]`, 0 at `first` and after an agent's end.
     terminated, truncated: bool `[n_role]`.  alive: bool `[n_role]`, who is present at this row (an agent that ended at
-    row t has alive False from row t on).  first, last: bool scalars of the episode, exactly one row of each an episode.
+    row t has alive False from row t on; where the time limit cuts the whole episode, nobody ended by itself, and alive
+    stays True on that last row).  first, last: bool scalars of the episode, exactly one row of each an episode.
     action_mask: bool `[n_role, n_actions]`, True = allowed.  state: global state for central critics. info: f32
     scalars; the lane sums them over the episode (a world emits an episode-level figure on its last row only). Reward
     terms are named `reward/<role>/<term>`, each the mean over the role's agents.

@@ -102,6 +102,11 @@ class JsonlSink:
         self._lines.clear()
         self._pending = 0
 
+    def drop(self) -> None:
+        """Forget the rows that wait: the file belongs to another process now."""
+        self._lines.clear()
+        self._pending = 0
+
     def close(self) -> None:
         """Flush, then close the file. Closing twice is allowed."""
         if self._closed:

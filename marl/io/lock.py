@@ -30,8 +30,8 @@ class RunLock:
 
     The lock is live while its process runs, if that can be looked up (same machine, same boot, same process
     namespace), else while its heartbeat is younger than `STALE_AFTER_S`. A stale lock is taken over and `notice`
-    gets one line about it. `lost` turns true if another machine took the lock over (this one was suspended for long,
-    say); `check` raises then.
+    gets one line about it. `lost` turns true, at a heartbeat or at a look, if another machine took the lock over
+    (this one was suspended for long, say); `check` raises then.
 
     Raises (on entry): UserError if another process holds the lock, or the folder cannot be written; RunError if the
     disk is full.
@@ -67,8 +67,14 @@ class RunLock:
             if _read(self.path).get("token") == self._token:
                 self.path.unlink()
 
-    def check(self) -> None:
-        """Raises: RunError if another process has taken the lock over."""
+    def check(self, *, look: bool = False) -> None:
+        """Go on only while the folder is ours. look: read the lock now, do not wait for the next heartbeat.
+
+        Raises: RunError if another process has taken the lock over.
+        """
+        if look:
+            with contextlib.suppress(OSError):  # a file server that is away for a moment
+                self.lost = self.lost or _read(self.path).get("token") != self._token
         if self.lost:
             raise RunError(f"{self.path} was taken over by another process; this one stops writing")
 

@@ -47,9 +47,11 @@ def evaluate(
     count = episodes or config.evaluate.episodes
     act_greedily = config.evaluate.greedy if greedy is None else greedy
     evaluator: AnyEvaluator | None = None
+    trained = True
     results: dict[int, EpisodeResult] = {}
     for seed in run_seeds(folder):
         plan, params, header = load_run_policy(folder, seed, "policy_best" if best else "policy")
+        trained = bool(plan.learners)
         evaluator = evaluator or build_evaluator(config, plan, act_greedily)
         results[seed] = evaluator.run(params, "test", count)
         record = evaluation_record(
@@ -57,7 +59,7 @@ def evaluate(
         )
         append_evaluation(seed_folder(folder, seed) / "evaluations.json", record)
     if not quiet:
-        _show(folder, results, act_greedily, count, as_json)
+        _show(folder, results, act_greedily, count, as_json, trained)
     return 0
 
 
@@ -88,24 +90,35 @@ def evaluate_experiment(
     return evaluate(str(folder), episodes=episodes, greedy=greedy, as_json=as_json, quiet=quiet)
 
 
-def _show(folder: Path, results: dict[int, EpisodeResult], greedy: bool, episodes: int, as_json: bool) -> None:
-    """Print what every seed scored, and all seeds together."""
+def _show(
+    folder: Path, results: dict[int, EpisodeResult], greedy: bool, episodes: int, as_json: bool, trained: bool
+) -> None:
+    """Print what every seed scored, and all seeds together. trained: False where no policy of the run learns."""
     columns = {seed: figures(result) for seed, result in results.items()}
     names = list(next(iter(columns.values())))
     overall = mean_intervals([[by_name[name] for by_name in columns.values()] for name in names])
     if as_json:
         by_metric = dict(zip(names, overall, strict=True))
-        say(json.dumps(_as_json(folder, greedy, episodes, columns, by_metric), indent=2))
+        say(json.dumps(_as_json(folder, greedy, episodes, columns, by_metric, trained), indent=2))
         return
     rows = []
     for name, interval in zip(names, overall, strict=True):
         row = {"metric": name, "mean [95 %]": f"{interval.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"}
-        rows.append({**row, **{f"seed {seed}": f"{by_name[name].mean():.4g}" for seed, by_name in columns.items()}})
+        if trained:
+            row |= {f"seed {seed}": f"{by_name[name].mean():.4g}" for seed, by_name in columns.items()}
+        rows.append(row)
     say(table(rows))
-    few = ", preliminary" if preliminary(len(results)) else ""
-    how = "greedy" if greedy else "sampled"
-    say(f"{len(results)} seeds x {episodes} test episodes, {how} actions; bootstrap over seeds and episodes{few}")
+    say(_protocol(len(results), episodes, greedy, trained))
     next_commands([f"marl render {folder} -o episode.gif", f"marl report {folder}"])
+
+
+def _protocol(seeds: int, episodes: int, greedy: bool, trained: bool) -> str:
+    """How the numbers above were made. Training seeds count only where something was trained."""
+    tests = f"{episodes} test {'episode' if episodes == 1 else 'episodes'}, {'greedy' if greedy else 'sampled'} actions"
+    if not trained:
+        return f"not trained: {tests}; bootstrap over episodes"
+    few = ", preliminary" if preliminary(seeds) else ""
+    return f"{seeds} {'seed' if seeds == 1 else 'seeds'} x {tests}; bootstrap over seeds and episodes{few}"
 
 
 def figures(result: EpisodeResult) -> dict[str, np.ndarray[Any, Any]]:
@@ -122,11 +135,13 @@ def _as_json(
     episodes: int,
     columns: Mapping[int, Mapping[str, np.ndarray[Any, Any]]],
     overall: Mapping[str, Interval],
+    trained: bool,
 ) -> dict[str, Any]:
     return {
         "run": str(folder),
         "greedy": greedy,
         "episodes": episodes,
+        "trained": trained,
         "metrics": {name: {"mean": i.value, "low": i.low, "high": i.high} for name, i in overall.items()},
         "seeds": {str(s): {name: float(x.mean()) for name, x in by_name.items()} for s, by_name in columns.items()},
     }

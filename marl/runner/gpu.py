@@ -167,9 +167,9 @@ def _table(name: str, clock: Clock, out: Path, earlier: Path | None) -> int:
             if kept:
                 return
             kept.append(True)
-            for suffix in ("json", "md"):
-                if (work / f"{study}.{suffix}").is_file():
-                    shutil.copyfile(work / f"{study}.{suffix}", out / f"{study}.{suffix}")
+            for made, name in ((f"{study}.md", f"{study}.md"), ("report/evaluations.json", f"{study}.json")):
+                if (work / made).is_file():
+                    shutil.copyfile(work / made, out / name)
             pack_runs(work / "runs", out, notice=say)
 
     try:

@@ -6,11 +6,11 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 
-from marl.core.errors import CheckpointError, RunError
+from marl.core.errors import CheckpointError, MarlError, RunError
 from marl.dataflow.fused import Fused
 from marl.dataflow.learning import DispatchResult
 from marl.dataflow.local import Local
@@ -30,10 +30,21 @@ GIVE_UP_AFTER = 100  # updates in a row that were not finite, in every seed, bef
 RETRY_CHECKPOINT_S = (5.0, 300.0)  # first and longest wait before a failed periodic checkpoint is tried again
 
 
+class CheckLock(Protocol):
+    """`RunLock.check`."""
+
+    def __call__(self, *, look: bool = False) -> None: ...
+
+
+def no_lock(*, look: bool = False) -> None:
+    """For a loop whose folder nobody else can know."""
+
+
 class TrainingLoop:
     """Drives a run of either dataflow from `progress` to its stop rule.
 
     sinks: where rows go, `metrics` (metrics.jsonl) among them.  should_stop: True once the run was asked to stop.
+    check_lock: raises RunError once another process has the run folder.
     """
 
     def __init__(
@@ -48,6 +59,7 @@ class TrainingLoop:
         policy_header: dict[str, Any],
         *,
         should_stop: Callable[[], bool],
+        check_lock: CheckLock = no_lock,
         video: Callable[[int, dict[str, Any], int], None] | None = None,
     ) -> None:
         self.config = config
@@ -59,6 +71,7 @@ class TrainingLoop:
         self.progress = progress
         self.policy_header = policy_header
         self.should_stop = should_stop
+        self.check_lock = check_lock
         self.video = video
         self._retry_at = 0.0
         self._retry_wait = RETRY_CHECKPOINT_S[0]
@@ -73,7 +86,8 @@ class TrainingLoop:
 
         save: write checkpoints (a benchmark does not).
 
-        Raises: RunError if every seed has diverged; CheckpointError if the final checkpoint cannot be written.
+        Raises: RunError if every seed has diverged or another process took the run folder over; CheckpointError if the
+        final checkpoint cannot be written.
         """
         self._session_start, self.device_s = time.perf_counter(), 0.0
         reason = self._reached()
@@ -86,6 +100,7 @@ class TrainingLoop:
             host: DispatchResult = jax.device_get(result)
             elapsed = time.perf_counter() - started
             self.device_s += elapsed
+            self.check_lock()
             self._count(host)
             rows = self._train_rows(host, elapsed)
             self._check_finite(host)
@@ -95,6 +110,7 @@ class TrainingLoop:
             evaluate = self._due(self.config.evaluate.every, "evaluations")
             checkpoint = self._due(self.config.checkpoint.every, "checkpoints")
             if evaluate or checkpoint or reason is not None:
+                self.check_lock(look=True)
                 self._write(rows)
                 rows = []
                 if (evaluate or reason not in (None, "interrupted")) and self.evaluator is not None:
@@ -232,15 +248,25 @@ class TrainingLoop:
                 kind="validation",
                 greedy=self.evaluator.greedy,
             )
-            append_evaluation(self.seed_dir(index) / "evaluations.json", record)
+            self._keep("evaluation", append_evaluation, self.seed_dir(index) / "evaluations.json", record)
             best = self.progress.best_return[index]
-            if best is None or value > best:
+            if (best is None or value > best) and self._keep(
+                "best policy", self._save_policy, index, params, "policy_best", value
+            ):
                 self.progress.best_return[index] = value
                 self.progress.best_env_steps[index] = self.progress.env_steps[index]
-                self._save_policy(index, params, "policy_best")
             if self.video is not None and self.config.evaluate.video:
                 self.video(index, params, self.progress.env_steps[index])
         self._latest_returns = tuple(latest)
+
+    def _keep(self, what: str, write: Callable[..., None], *arguments: Any) -> bool:
+        """Write what training can do without; whether it worked. A failure is an event."""
+        try:
+            write(*arguments)
+        except MarlError as error:
+            self.event(f"{what} not stored", f"{error}; training goes on")
+            return False
+        return True
 
     def seed_dir(self, index: int) -> Path:
         """Where a seed's own files go: the run folder itself, or `seed_<n>/` in a group."""
@@ -248,13 +274,15 @@ class TrainingLoop:
             return self.run_dir
         return self.run_dir / f"seed_{self.dataflow.seeds[index]}"
 
-    def _save_policy(self, index: int, params: dict[str, Any], which: str) -> None:
+    def _save_policy(
+        self, index: int, params: dict[str, Any], which: str, validation_return: float | None = None
+    ) -> None:
         header = {
             **self.policy_header,
             "seed": self.dataflow.seeds[index],
             "env_steps": self.progress.env_steps[index],
             "updates": self.progress.updates[index],
-            "validation_return": self.progress.best_return[index] if which == "policy_best" else None,
+            "validation_return": validation_return,
         }
         save_policy(self.seed_dir(index) / which, params, header)
 
@@ -280,8 +308,10 @@ class TrainingLoop:
     def save(self, state: Any) -> Path:
         """Write a checkpoint and the current policy; prune old checkpoints.
 
-        Raises: CheckpointError if it cannot be written; the previous checkpoint is untouched.
+        Raises: CheckpointError if it cannot be written, RunError if the run folder is another process's by now; the
+        previous checkpoint is untouched.
         """
+        self.check_lock(look=True)  # an evaluation takes long
         self.sinks.flush()
         self.progress.wall_s = self._wall()
         self.progress.metrics_offset = self.metrics.offset

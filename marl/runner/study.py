@@ -20,7 +20,7 @@ from marl.core.errors import ConfigError, MarlError, unknown_name
 from marl.evaluate.records import Evaluation, merge, read_evaluations, write_evaluations
 from marl.io import checkpoint
 from marl.io.console import error, say
-from marl.io.files import read_json
+from marl.io.files import read_json, write_text_atomic
 from marl.runner.evaluate import evaluate, evaluate_experiment
 from marl.runner.explain import validate
 from marl.runner.load import config_from, load_experiment, packaged_studies, read_tree
@@ -89,7 +89,8 @@ def configs(study: StudyConfig) -> list[ExperimentConfig]:
 def run_study(
     path_or_name: str, out: Path, *, minutes: float | None = None, notice: Callable[[str], None] = lambda line: None
 ) -> bool:
-    """Do what is left of a study; True when all of it is done. Writes `<name>.json` and `<name>.md` into `out`.
+    """Do what is left of a study; True when all of it is done. Writes `<name>.md` and, for every world of the study,
+    the evaluations of all methods into `out`: `<name>-<scenario>.json`, say, or `<name>.json`.
 
     Run folders lie in `out/runs`.  minutes: training stops cleanly before they are over, with a checkpoint; baselines
     and test episodes that are missing come on top.
@@ -111,6 +112,11 @@ def run_study(
     _measure(study, runs_dir, notice)
     _write(study, out, runs_dir)
     return complete
+
+
+def _name(label: str, env: dict[str, Any]) -> str:
+    """A label and what tells a world from the others of the study."""
+    return "-".join([label, *(str(value) for key, value in env.items() if key != "id")])
 
 
 def _run_of(runs_dir: Path, name: str) -> Path | None:
@@ -156,7 +162,7 @@ def _baseline(
     notice: Callable[[str], None],
 ) -> None:
     """Measure a scripted policy on one world, once."""
-    name = "-".join([label, *(str(value) for key, value in env.items() if key != "id")])
+    name = _name(label, env)
     if _run_of(runs_dir, name) is not None:
         return
     notice(f"{name}: measuring")
@@ -189,14 +195,23 @@ def _tests(run: Path, episodes: int) -> list[Evaluation]:
 
 
 def _write(study: StudyConfig, out: Path, runs_dir: Path) -> None:
-    """One file of evaluations from all runs, and the report made from that file alone."""
+    """One file of evaluations from all runs on a world, and the report made from these files alone."""
     records = [_short(r) for r in merge(*(_tests(info.path, study.episodes) for info in list_runs(runs_dir)))]
     if not records:
         return
-    numbers = out / f"{study.name}.json"
-    write_evaluations(numbers, records)
-    made = build_report([numbers], out / "report", command=f"scripts/results {study.name}")
-    (out / f"{study.name}.md").write_text(made.files["table.md"].read_text())
+    files: dict[Path, list[Evaluation]] = {}
+    for record in records:
+        files.setdefault(out / f"{_world_name(study, record)}.json", []).append(record)
+    for path, group in files.items():
+        write_evaluations(path, group)
+    made = build_report(list(files), out / "report", command=f"scripts/results {study.name}")
+    write_text_atomic(out / f"{study.name}.md", made.files["table.md"].read_text())
+
+
+def _world_name(study: StudyConfig, record: Evaluation) -> str:
+    """The name of a study with that world of it on which a record was made."""
+    found = [env for env in study.worlds if env.items() <= record.env.items()]
+    return _name(study.name, found[0] if found else {})
 
 
 def _short(record: Evaluation) -> Evaluation:
@@ -234,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error(str(problem))
         return problem.exit_code
     say(
-        f"{'complete' if complete else 'not complete yet'}: {out / study.name}.json and .md, report in {out / 'report'}"
+        f"{'complete' if complete else 'not complete yet'}: numbers and {study.name}.md in {out}, "
+        f"report in {out / 'report'}"
     )
     return 0 if complete else INCOMPLETE
 

@@ -47,8 +47,8 @@ def train(config: ExperimentConfig, *, runs_dir: str | None = None, quiet: bool 
         if not plan.learners:
             raise ConfigError("nobody learns in this experiment; to measure it: marl evaluate CONFIG")
         config = resolved(plan)
-        with _new_run(config, plan, Path(runs_dir or config.runs_dir)) as run_dir:
-            return _run(config, plan, run_dir, panel)
+        with _new_run(config, plan, Path(runs_dir or config.runs_dir)) as (run_dir, lock):
+            return _run(config, plan, run_dir, panel, lock)
 
 
 def resume(run: str, overrides: Sequence[str], *, runs_dir: str = "runs", quiet: bool = False) -> int:
@@ -64,7 +64,7 @@ def resume(run: str, overrides: Sequence[str], *, runs_dir: str = "runs", quiet:
         use_compilation_cache(config)
         plan = make_plan(config)
         config = resolved(plan)
-        with RunLock(run_dir, notice=say):
+        with RunLock(run_dir, notice=say) as lock:
             if not (run_dir / "meta.json").exists():  # killed while it began
                 start_run_folder(run_dir, config, plan, status="running")
             meta = read_json(run_dir / "meta.json")
@@ -73,7 +73,7 @@ def resume(run: str, overrides: Sequence[str], *, runs_dir: str = "runs", quiet:
             change = {"time": round(time.time(), 3), "overrides": list(overrides), "commit": code_commit()}
             meta["resumed"] = [*meta.get("resumed", []), change]
             write_json_atomic(run_dir / "meta.json", {**meta, "status": "running"})
-            return _run(config, plan, run_dir, panel)
+            return _run(config, plan, run_dir, panel, lock)
 
 
 def dry_run(config: ExperimentConfig) -> tuple[str, dict[str, Any]]:
@@ -122,19 +122,19 @@ def _limits(config: ExperimentConfig) -> dict[str, float | None]:
 
 
 @contextlib.contextmanager
-def _new_run(config: ExperimentConfig, plan: Plan, runs_dir: Path) -> Iterator[Path]:
+def _new_run(config: ExperimentConfig, plan: Plan, runs_dir: Path) -> Iterator[tuple[Path, RunLock]]:
     """A new run folder, locked. If it cannot be begun (the disk is full), nothing of it stays behind."""
     run_dir = create_run_folder(runs_dir, config.name)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(RunLock(run_dir, notice=say))
+            lock = stack.enter_context(RunLock(run_dir, notice=say))
             start_run_folder(run_dir, config, plan, status="running")
         except (MarlError, KeyboardInterrupt):
             shutil.rmtree(run_dir, ignore_errors=True)
             with contextlib.suppress(OSError):
                 run_dir.parent.rmdir()
             raise
-        yield run_dir
+        yield run_dir, lock
 
 
 def start_run_folder(run_dir: Path, config: ExperimentConfig, plan: Plan, *, status: str) -> None:
@@ -176,14 +176,15 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
-def _run(config: ExperimentConfig, plan: Plan, run_dir: Path, panel: Panel) -> int:
+def _run(config: ExperimentConfig, plan: Plan, run_dir: Path, panel: Panel, lock: RunLock) -> int:
     with _stop_signals() as received:
         status = "failed"
         try:
-            reason = _train_from_newest(config, plan, run_dir, panel, received)
+            reason = _train_from_newest(config, plan, run_dir, panel, received, lock)
             status = "interrupted" if reason == "interrupted" else "done"
         finally:
             with contextlib.suppress(MarlError):
+                lock.check(look=True)  # the status of a run that was taken over is the other process's to write
                 meta = read_json(run_dir / "meta.json")
                 write_json_atomic(run_dir / "meta.json", {**meta, "status": status, "ended": round(time.time(), 3)})
     panel.stop()
@@ -202,11 +203,13 @@ def _run(config: ExperimentConfig, plan: Plan, run_dir: Path, panel: Panel) -> i
     return 0
 
 
-def _train_from_newest(config: ExperimentConfig, plan: Plan, run_dir: Path, panel: Panel, received: list[int]) -> str:
+def _train_from_newest(
+    config: ExperimentConfig, plan: Plan, run_dir: Path, panel: Panel, received: list[int], lock: RunLock
+) -> str:
     events: list[Event] = []
     dataflow: Any = build_dataflow(config, plan)  # its own kind of state goes in and comes out
     with contextlib.closing(dataflow):
-        return _train_with(dataflow, config, plan, run_dir, panel, received, events)
+        return _train_with(dataflow, config, plan, run_dir, panel, received, events, lock)
 
 
 def _train_with(
@@ -217,6 +220,7 @@ def _train_with(
     panel: Panel,
     received: list[int],
     events: list[Event],
+    lock: RunLock,
 ) -> str:
     newest = checkpoints.newest_valid(run_dir / "checkpoints", events.append)
     state = dataflow.init()
@@ -252,6 +256,7 @@ def _train_with(
             "config_hash": config_hash(config),
         },
         should_stop=lambda: bool(received),
+        check_lock=lock.check,
         video=_video(config, plan, board) if evaluator is not None else None,
     )
     try:
@@ -265,6 +270,8 @@ def _train_with(
             say(f"the bottleneck is: {dataflow.bottleneck()}")
         return reason
     finally:
+        if lock.lost:
+            metrics.drop()
         loop.sinks.close()
 
 

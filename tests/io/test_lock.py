@@ -153,6 +153,17 @@ def test_a_lock_taken_over_by_another_machine_is_noticed_and_left_alone(
     assert (tmp_path / LOCK_NAME).exists()
 
 
+def test_a_look_finds_a_lost_lock_between_two_heartbeats(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as held:
+        held.check(look=True)
+        edit(tmp_path, token="other", host="far")
+        held.check()
+        with pytest.raises(RunError, match="taken over by another process"):
+            held.check(look=True)
+        assert held.lost
+    assert (tmp_path / LOCK_NAME).exists()
+
+
 def test_the_heartbeat_moves_the_time_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.01)
     with RunLock(tmp_path):

@@ -343,6 +343,60 @@ def test_a_failed_periodic_checkpoint_is_an_event_and_is_tried_again(lab: Lab, r
     assert arrays(ends[0] / "arrays.bin") == arrays(ends[1] / "arrays.bin")
 
 
+ROBBED = """
+import json
+from marl.runner.loop import TrainingLoop
+evaluate = TrainingLoop.evaluate
+def evaluate_and_lose_the_lock(loop, state):
+    evaluate(loop, state)
+    lock = loop.run_dir / "run.lock"
+    lock.write_text(json.dumps({**json.loads(lock.read_text()), "token": "other", "host": "far"}))
+TrainingLoop.evaluate = evaluate_and_lose_the_lock
+"""
+
+
+def test_a_run_whose_lock_was_taken_over_stops_writing(lab: Lab, tmp_path: Path) -> None:
+    failed = lab.program(ROBBED, "train", lab.config, "--runs-dir", tmp_path, "--quiet")
+    assert failed.returncode == 1
+    assert_one_line(failed.stderr, "run.lock was taken over by another process")
+    folder = run_folder(tmp_path)
+    newest = read_header(list_checkpoints(folder / "checkpoints")[-1])["progress"]
+    assert newest["evaluations"] == 0
+    assert newest["metrics_offset"] == (folder / "metrics.jsonl").stat().st_size
+    assert json.loads((folder / "meta.json").read_text())["status"] == "running"
+    assert json.loads((folder / "run.lock").read_text())["token"] == "other"
+
+
+def test_an_evaluation_that_cannot_be_stored_is_an_event(lab: Lab, reference: Path, tmp_path: Path) -> None:
+    done, folder = lab.train(tmp_path, fault="evaluations.write:1+:enospc")
+    assert done.returncode == 0, done.stderr
+    events = rows_of(folder, "event")
+    assert [event["event"] for event in events] == ["evaluation not stored"] * 8
+    assert "evaluations.json: No space left on device; training goes on" in str(events[0]["message"])
+    assert rows_of(folder, "train", "eval") == rows_of(reference, "train", "eval")
+    assert not list(folder.rglob("*evaluations.json*"))
+    ends = [list_checkpoints(run / "checkpoints")[-1] for run in (folder, reference)]
+    assert arrays(ends[0] / "arrays.bin") == arrays(ends[1] / "arrays.bin")
+
+
+def test_a_best_policy_that_cannot_be_stored_is_an_event_and_not_called_the_best(
+    lab: Lab, reference: Path, tmp_path: Path
+) -> None:
+    # Policies of two seeds at two checkpoints come before those of the first evaluation.
+    done, folder = lab.train(tmp_path, fault="policy.arrays:5:enospc")
+    assert done.returncode == 0, done.stderr
+    (event,) = rows_of(folder, "event")
+    assert event["event"] == "best policy not stored"
+    assert "policy_best/arrays.bin: No space left on device; training goes on" in str(event["message"])
+    _, *later = [float(row["eval/return/agent"]) for row in rows_of(reference, "eval") if row["seed"] == SEEDS[0]]
+    progress = read_header(list_checkpoints(folder / "checkpoints")[-1])["progress"]
+    assert progress["best_return"][0] == pytest.approx(max(later))
+    header = read_file(folder / f"seed_{SEEDS[0]}" / "policy_best" / "arrays.bin")[2]
+    assert header["validation_return"] == progress["best_return"][0]
+    ends = [list_checkpoints(run / "checkpoints")[-1] for run in (folder, reference)]
+    assert arrays(ends[0] / "arrays.bin") == arrays(ends[1] / "arrays.bin")
+
+
 def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(lab: Lab, tmp_path: Path) -> None:
     failed, folder = lab.train(tmp_path, "checkpoint.every=100_000", fault="checkpoint.arrays:1+:enospc")
     assert failed.returncode == 1

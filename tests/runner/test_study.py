@@ -10,6 +10,7 @@ from marl.core.errors import ConfigError, InterruptedRunError
 from marl.evaluate.records import read_evaluations
 from marl.runner import study as study_module
 from marl.runner.load import load_experiment, packaged_studies
+from marl.runner.report import build_report
 from marl.runner.study import load_study, main, run_study
 from marl.runner.train import train
 
@@ -56,6 +57,17 @@ def test_a_study_trains_tests_and_tabulates_once(study: Path, tmp_path: Path) ->
     said.clear()
     assert run_study(str(study), out, notice=said.append)
     assert said == []
+
+
+def test_each_world_of_a_study_has_a_file_of_its_own(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(EXPERIMENT.replace("{id: probe_credit_v0}", "{id: probe_memory_v0, delay: 1}"))
+    worlds = "[{id: probe_memory_v0, delay: 1}, {id: probe_memory_v0, delay: 2}]"
+    study.write_text(study.read_text().replace("[{id: probe_credit_v0}]", worlds))
+    out = tmp_path / "out"
+    assert run_study(str(study), out)
+    found = {path.name: sorted({r.label for r in read_evaluations(path)}) for path in out.glob("*.json")}
+    assert found == {"small-1.json": ["random-1", "tiny"], "small-2.json": ["random-2"]}
+    assert build_report(sorted(out.glob("*.json")), tmp_path / "again").files["table.md"].read_text().count("###") == 2
 
 
 def test_a_run_that_was_cut_short_goes_on(study: Path, tmp_path: Path) -> None:

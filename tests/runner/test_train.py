@@ -114,11 +114,25 @@ def test_evaluate_prints_every_seed_and_stores_test_episodes(
     assert {e["kind"] for e in stored} == {"test", "validation"}
 
 
+def test_evaluate_says_over_how_many_seeds_and_when_these_are_few(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(finished), "--episodes", "8"]) == 0
+    words = "2 seeds x 8 test episodes, sampled actions; bootstrap over seeds and episodes, preliminary"
+    assert words in capsys.readouterr().out
+
+
 def test_scripted_policies_are_measured_by_the_same_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, algorithm="random", role="agent")
     assert main(["evaluate", str(path), "--episodes", "64", "--json", "--runs-dir", str(tmp_path / "runs")]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert 0.3 < shown["metrics"]["return/agent"]["mean"] < 0.7
+    assert shown["trained"] is False
+    assert main(["evaluate", str(path), "--episodes", "64", "--runs-dir", str(tmp_path / "runs")]) == 0
+    text = capsys.readouterr().out
+    assert "not trained: 64 test episodes, sampled actions; bootstrap over episodes\n" in text
+    assert "preliminary" not in text
+    assert "seed" not in text.partition("next:")[0]
     assert main(["train", str(path), "--runs-dir", str(tmp_path / "runs")]) == 2
 
 

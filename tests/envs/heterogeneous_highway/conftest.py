@@ -21,8 +21,18 @@ from marl.envs.heterogeneous_highway.state import HighwayState
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
     """The plain Python road of `oracle.py`."""
-    path = Path(__file__).with_name("oracle.py")
-    spec = importlib.util.spec_from_file_location("highway_oracle", path)
+    return neighbour("oracle")
+
+
+@pytest.fixture(scope="session")
+def reference() -> ModuleType:
+    """highway-env's road, by `reference.py`."""
+    return neighbour("reference")
+
+
+def neighbour(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"highway_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

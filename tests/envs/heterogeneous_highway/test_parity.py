@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,17 +28,6 @@ pytest.importorskip("highway_env", reason="needs highway-env: pip install -e '.[
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("x64")]
 
 LEAVES = ("x", "y", "heading", "speed", "target_speed", "target_lane", "timer", "exponent", "kind", "crashed")
-
-
-@pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("highway_reference", Path(__file__).with_name("reference.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def one(state, lane: int = 0) -> dict[str, np.ndarray]:
