@@ -111,6 +111,15 @@ class NotReproducible(Sound):
         return super().reset(None, options)
 
 
+class LeavesTraces(Sound):
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.episodes = getattr(self, "episodes", 0) + 1
+        return super().reset(seed, options)
+
+    def reward(self, agent: str) -> Any:
+        return 0.0 if self.episodes < 3 else 1.0
+
+
 class PaidAfterDeath(Sound):
     def paid(self, acted: list[str]) -> list[str]:
         return list(self.possible_agents)

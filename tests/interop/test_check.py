@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from marl.interop.check import CHECKS, check_world
+from marl.interop.check import check_world
+from marl.interop.check_trial import CHECKS
 
 HERE = Path(__file__).parent
 
@@ -43,6 +44,7 @@ def test_dying_joining_turns_and_masks_are_nothing_wrong(name: str) -> None:
         ("AgentForgotten", "observations", ["step 2: agent 'agent_1'", "has no observation", "for: agent_0"]),
         ("NeverEnds", "ends", ["has not ended after 2000 steps", "max_steps"]),
         ("NotReproducible", "seeds", ["seed 0 played again", "at reset: observation of agent 'agent_0'[0] is"]),
+        ("LeavesTraces", "seeds", ["at step 1: reward of agent 'agent_0' is 1.0, was 0.0; a new copy plays it alike"]),
         ("PaidAfterDeath", "rewards", ["step 4: agent 'agent_1' ended at step 3 and still gets a reward of 1"]),
         ("ActsAfterDeath", "ends", ["step 3: agent 'agent_1' ended at step 3 and is still in `agents`"]),
         ("EmptyMask", "masks", ["step 1: agent 'agent_0'", "all zero"]),
