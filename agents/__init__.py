@@ -10,6 +10,7 @@ REGISTRY = Registry(
         "ppo": "marl.agents.ppo.algorithm:PPO",
         "ippo": "marl.agents.ppo.algorithm:PPO",
         "mappo": "marl.agents.ppo.algorithm:MAPPO",
+        "a3c": "marl.agents.a3c.algorithm:A3C",
         "random": "marl.agents.scripted.policies:Random",
         "scripted/constant": "marl.agents.scripted.policies:Constant",
         "scripted/highway_defensive": "marl.agents.scripted.highway:Defensive",

@@ -17,6 +17,8 @@ from .heads import ActionDistribution, ActionHead
 from .network import Network, make_network
 from .observations import flat_size, flatten
 
+STALENESS_WITH_VTRACE = 64  # versions; without a correction, trajectories must come from the present parameters
+
 
 class Critic(NamedTuple):
     """A value network of `groups` groups; its outputs are the values of the agents that it serves."""
@@ -94,6 +96,11 @@ class ActorCritic:
     @property
     def roles(self) -> tuple[str, ...]:
         return tuple(self.actors)
+
+    @property
+    def max_staleness(self) -> int:
+        """How many versions old a trajectory may be."""
+        return STALENESS_WITH_VTRACE if self.config.correction == "vtrace" else 0
 
     def initial_carry(self) -> Tree:
         """By role what its agents remember: GRU state, last action; `()` if nothing."""

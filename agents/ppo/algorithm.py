@@ -38,7 +38,6 @@ from .losses import PolicyRows, ValueRows, critic_loss, policy_loss
 from .values import denormalise, normalise, rescale_head
 
 HYPER = ("learning_rate", "gamma", "gae_lambda", "clip", "entropy_coef")
-STALENESS_WITH_VTRACE = 64  # versions; without a correction PPO learns from what its present parameters did
 RETURN_DECAY = 0.99  # weight of the older returns in the running moments, an update
 
 
@@ -54,11 +53,7 @@ class PPO(ActorCritic):
 
     @property
     def needs(self) -> DataNeeds:
-        return DataNeeds(rollout=self.config.rollout, max_staleness=self._max_staleness)
-
-    @property
-    def _max_staleness(self) -> int:
-        return STALENESS_WITH_VTRACE if self.config.correction == "vtrace" else 0
+        return DataNeeds(rollout=self.config.rollout, max_staleness=self.max_staleness)
 
     def init(self, key: Key, hyper: Tree = None) -> LearnerState:
         """A new learner. `hyper`: numbers by name (of `HYPER`) that replace the config's, for populations."""
@@ -214,7 +209,7 @@ class MAPPO(PPO):
 
     @property
     def needs(self) -> DataNeeds:
-        return DataNeeds(rollout=self.config.rollout, max_staleness=self._max_staleness, global_state=True)
+        return DataNeeds(rollout=self.config.rollout, max_staleness=self.max_staleness, global_state=True)
 
     def _critics(self) -> dict[str, Critic]:
         agents, space = sum(spec.size for spec in self.specs), self.specs[0].state_space

@@ -47,5 +47,20 @@ class Algorithm(Policy, Protocol):
 class GradientAlgorithm(Algorithm, Protocol):
     """Gradients may cross a process boundary: `update` is `apply` after `gradient` after `publish`."""
 
-    def gradient(self, params: Tree, batch: Trajectory, key: Key) -> tuple[Tree, Metrics]: ...
-    def apply(self, state: LearnerState, grads: Tree) -> LearnerState: ...
+    def gradient(self, params: Tree, batch: Trajectory, key: Key) -> tuple[Tree, Metrics]:
+        """Gradients at `params` (what `publish` gave, now or a while ago), and metrics."""
+        ...
+
+    def apply(self, state: LearnerState, grads: Tree) -> LearnerState:
+        """The state after gradients have arrived, whatever version they were taken at."""
+        ...
+
+
+class GradientUpdate:
+    """Gives a GradientAlgorithm its `update`, so that the two ways to learn cannot drift apart."""
+
+    def update(
+        self: GradientAlgorithm, state: LearnerState, batch: Trajectory, key: Key
+    ) -> tuple[LearnerState, Metrics]:
+        grads, metrics = self.gradient(self.publish(state), batch, key)
+        return self.apply(state, grads), metrics

@@ -1,4 +1,4 @@
-"""PPO climbs the debugging ladder: each probe has a known answer, and the algorithm must reach it through the dataflow.
+"""PPO and A3C climb the debugging ladder: each probe has a known answer, to be reached through the dataflow.
 
 A failing rung says what is broken: value (critic), credit (targets over time), memory (recurrence and its reset),
 coordination (several agents, central critic), roles (routing of roles, masks), truncation (bootstrapping), cartpole.
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from marl.core.collect import collect, init_lanes
+from marl.dataflow.learning import trajectory_of
 from marl.evaluate.protocol import Evaluator
 from marl.runner.build import build_fused, resolved
 from marl.runner.load import config_from
@@ -21,6 +22,7 @@ from marl.runner.plan import Plan, make_plan
 pytestmark = pytest.mark.learn
 
 SMALL = {"rollout": 16, "epochs": 4, "minibatches": 2, "hidden_sizes": [16], "learning_rate": 5e-3}
+A3C = {"algorithm": "a3c", "hidden_sizes": [16], "learning_rate": 1e-2, "rmsprop_eps": 1e-3}
 
 
 def trained(env: dict[str, Any], agents: dict[str, Any], updates: int, num_envs: int = 16) -> tuple[Plan, Any, Any]:
@@ -52,7 +54,7 @@ def values(plan: Plan, fused: Any, state: Any) -> tuple[Any, Any]:
     lanes = init_lanes(plan.env, plan.policies, params, jax.random.split(jax.random.key(0), 4))
     _, rollout = collect(plan.env, plan.policies, params, lanes, policy.needs.rollout, record=("all",), keep_state=True)
     learner = jax.tree.map(lambda x: x[0], state.learners["all"])
-    return policy.values(learner, fused._trajectory("all", rollout, learner.updates)), rollout.step  # type: ignore[attr-defined]
+    return policy.values(learner, trajectory_of(policy, "all", rollout, learner.updates)), rollout.step  # type: ignore[attr-defined]
 
 
 def test_the_critic_learns_a_constant_value() -> None:
@@ -108,3 +110,46 @@ def test_cartpole_balances() -> None:
         "value_normalisation": "running",
     }
     assert returns(*trained({"id": "cartpole_v0"}, {"all": ppo}, 120, 16), 32)["cart"] > 400
+
+
+def test_a3c_learns_a_constant_value() -> None:
+    predicted, step = values(*trained({"id": "probe_value_v0"}, {"all": A3C}, 60))
+    np.testing.assert_allclose(predicted["agent"][np.asarray(step.first)], 1.0, atol=0.05)
+
+
+def test_a3c_finds_credit_and_values_it() -> None:
+    plan, fused, state = trained({"id": "probe_credit_v0"}, {"all": A3C}, 200)
+    assert returns(plan, fused, state)["agent"] > 0.99
+    predicted, step = values(plan, fused, state)
+    np.testing.assert_allclose(predicted["agent"][np.asarray(step.first)], 0.99, atol=0.05)
+
+
+def test_a3c_bootstraps_from_truncated_rows() -> None:
+    a3c = {**A3C, "gamma": 0.8, "agent_id": False, "last_action": False}
+    predicted, step = values(*trained({"id": "probe_truncation_v0"}, {"all": a3c}, 300))
+    alive = np.asarray(step.alive["agent"]) & ~np.asarray(step.last)[..., None]
+    np.testing.assert_allclose(predicted["agent"][alive], 1 / (1 - 0.8), atol=0.05)
+
+
+def test_a3c_remembers_with_a_recurrent_policy() -> None:
+    a3c = {**A3C, "recurrent": True, "gru_size": 16, "last_action": False}
+    assert returns(*trained({"id": "probe_memory_v0"}, {"all": a3c}, 400, 32), 256)["agent"] > 0.95
+
+
+def test_a3c_learns_two_roles_with_one_learner() -> None:
+    agents = {"team": {**A3C, "group": ["leader", "follower"]}}
+    found = returns(*trained({"id": "probe_roles_v0"}, agents, 150))
+    assert min(found.values()) > 0.98
+
+
+@pytest.mark.parametrize("sharing", ["none", "role"])
+def test_a3c_coordinates_two_agents(sharing: str) -> None:
+    assert (
+        returns(*trained({"id": "probe_coordination_v0"}, {"all": {**A3C, "sharing": sharing}}, 150, 32))["agent"]
+        > 0.95
+    )
+
+
+def test_a3c_balances_cartpole() -> None:
+    a3c = {"algorithm": "a3c", "learning_rate": 3e-3, "rmsprop_eps": 1e-3}
+    assert returns(*trained({"id": "cartpole_v0"}, {"all": a3c}, 1500, 16), 32)["cart"] > 450

@@ -1,0 +1,1 @@
+"""Asynchronous advantage actor-critic: gradients from many workers, applied as they arrive."""
