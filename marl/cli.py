@@ -164,6 +164,12 @@ def _tensorboard(parser: Parser) -> None:
     parser.add_argument("--port", type=_count, metavar="N", help="the port to serve on (default: TensorBoard's)")
 
 
+def _init(parser: Parser) -> None:
+    parser.add_argument("kind", type=_one_of("env", "agent"), metavar="KIND", help="env or agent")
+    parser.add_argument("name", metavar="NAME", help="what it is called, such as my_world")
+    parser.add_argument("--jax", action="store_true", help="an env in JAX instead of a PettingZoo one")
+
+
 # name: (what --help says, an example, the module that must be there, its arguments)
 COMMANDS: dict[str, tuple[str, str, str, Callable[[Parser], None]]] = {
     "train": ("train an experiment", "marl train quickstart stop.env_steps=50_000", "train", _train),
@@ -184,6 +190,7 @@ COMMANDS: dict[str, tuple[str, str, str, Callable[[Parser], None]]] = {
     "list": ("list envs, agents, experiments or runs", "marl list runs --json", "listing", _list),
     "check": ("check a world, an algorithm or an experiment", "marl check cartpole_v0", "check", _check),
     "bench": ("measure env steps per second", "marl bench heterogeneous_highway_v0 --json", "bench", _bench),
+    "init": ("begin a world or an algorithm of your own", "marl init env my_world", "init", _init),
     "doctor": ("look at this machine and installation", "marl doctor", "doctor", _doctor),
     "tensorboard": ("open the curves of a run, or of all runs", "marl tensorboard latest", "commands", _tensorboard),
 }

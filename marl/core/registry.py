@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from marl.core.errors import UserError, unknown_name
+
+
+def find_in_current_folder() -> None:
+    """Let modules of the current folder be imported, after all others: people keep their worlds beside their YAML."""
+    with contextlib.suppress(OSError):  # the folder may be gone
+        here = os.getcwd()
+        if here not in sys.path and "" not in sys.path:
+            sys.path.append(here)
 
 
 def import_target(target: str) -> Any:
@@ -57,11 +68,12 @@ class Registry:
         return sorted(self.targets())
 
     def resolve(self, name: str) -> Any:
-        """The object behind a registered name or behind `package.module:Name`.
+        """The object behind a registered name, or behind `package.module:Name` where the current folder counts, too.
 
         Raises: UnknownNameError with the nearest known name; UserError if the target cannot be imported.
         """
         if ":" in name:
+            find_in_current_folder()
             return import_target(name)
         targets = self.targets()
         if name not in targets:

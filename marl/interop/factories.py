@@ -20,6 +20,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from marl.core.errors import ConfigError, UserError, did_you_mean
+from marl.core.registry import find_in_current_folder
 
 INSTALL = {
     "worlds": "pip install 'marl-platform[worlds]'",
@@ -116,9 +117,7 @@ def load(name: str) -> ModuleType:
     """
     if name.endswith(".py") or os.sep in name:
         return _load_file(Path(name))
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
+    find_in_current_folder()
     try:
         with quiet():
             return importlib.import_module(name)

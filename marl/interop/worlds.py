@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
@@ -15,7 +17,7 @@ from pettingzoo import AECEnv, ParallelEnv
 from pydantic import Field, ValidationError
 
 from marl.core.config import EnvConfig
-from marl.core.errors import ConfigError, MarlError, UserError, did_you_mean
+from marl.core.errors import ConfigError, MarlError, UserError, WorldError, did_you_mean
 from marl.core.host import HostWorld
 from marl.interop import find_gymnasium, find_pettingzoo
 from marl.interop.factories import Source, load, own_classes
@@ -64,8 +66,8 @@ def is_host_world(id: str) -> bool:
 
 
 def in_file(target: str) -> str:
-    """The id of the world in a file, `PATH.py` or `PATH.py:NAME`: one of PettingZoo's, of Gymnasium's, or ours, which
-    is then `module:Class`.
+    """The id of what is in a file, `PATH.py` or `PATH.py:NAME`: a world of PettingZoo's, of Gymnasium's, or a world or
+    an algorithm of ours, which is then `module:Class`.
 
     Raises: UserError if the file cannot be imported or has no world.
     """
@@ -77,8 +79,10 @@ def in_file(target: str) -> str:
     found = [getattr(module, name)] if name else own_classes(module)
     classes = [value for value in found if inspect.isclass(value)]
     ours = [c for c in classes if all(hasattr(c, part) for part in ("Config", "roles", "reset", "step"))]
+    ours += [c for c in classes if all(hasattr(c, part) for part in ("Config", "initial_carry", "act"))]
     if len(ours) == 1:
-        return f"{module.__name__}:{ours[0].__name__}"
+        here = Path(path).expanduser().resolve().parent == Path.cwd()  # then anybody else finds it by its plain name
+        return f"{Path(path).stem if here else module.__name__}:{ours[0].__name__}"
     theirs = any(issubclass(c, ParallelEnv | AECEnv) for c in classes)
     if not theirs and any(issubclass(c, gymnasium.Env) for c in classes):
         return f"gymnasium:{target}"
@@ -108,8 +112,8 @@ def make_world(id: str, options: Mapping[str, Any], render: bool = False) -> Hos
         if id.startswith("gymnasium:"):
             return find_gymnasium.make(id, source, own, config, render)
         return find_pettingzoo.make(id, source, own, config, render)
-    except MarlError as error:
-        raise type(error)(f"world {id}: {error}") from error
+    except Exception as error:
+        raise _named(id, options, error) from error
 
 
 def raw(id: str, options: Mapping[str, Any]) -> tuple[Any, int | None]:
@@ -120,8 +124,19 @@ def raw(id: str, options: Mapping[str, Any]) -> tuple[Any, int | None]:
         if id.startswith("gymnasium:"):
             return find_gymnasium.raw(source, own, config)
         return find_pettingzoo.raw(source, own, config)
-    except MarlError as error:
-        raise type(error)(f"world {id}: {error}") from error
+    except Exception as error:
+        raise _named(id, options, error) from error
+
+
+def _named(id: str, options: Mapping[str, Any], error: Exception) -> MarlError:
+    """The error with the world's name; what foreign code raises comes with its place."""
+    if isinstance(error, MarlError):
+        return type(error)(f"world {id}: {error}")
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    text = str(error).strip().partition("\n")[0] or "no message"
+    place = f"{Path(where.filename).name}, line {where.lineno}"
+    given = f" with {', '.join(f'{key} {value!r}' for key, value in options.items())}" if options else ""
+    return WorldError(f"world {id}: cannot be made{given}: it raised {type(error).__name__}: {text} ({place})")
 
 
 def _prepared(id: str, options: Mapping[str, Any]) -> tuple[Source, WorldConfig, dict[str, Any]]:

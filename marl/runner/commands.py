@@ -120,6 +120,13 @@ def check(args: argparse.Namespace) -> int:
     return run(args.target, args.overrides)
 
 
+def init(args: argparse.Namespace) -> int:
+    """Begin a world or an algorithm."""
+    from marl.runner.init import init as run
+
+    return run(args.kind, args.name, jax=args.jax)
+
+
 def bench(args: argparse.Namespace) -> int:
     """Measure env steps per second."""
     from marl.runner.bench import bench as run
