@@ -126,6 +126,12 @@ class FifoBuffer:
         return len(self._waiting) + self.leased
 
     @property
+    def versions(self) -> set[int]:
+        """Of the chunks that are held."""
+        leased = (chunk for lease in self._leases for chunk in lease.chunks)
+        return {chunk.version for chunk in (*self._waiting.values(), *leased)}
+
+    @property
     def dropped(self) -> int:
         return sum(self.dropped_by_reason.values())
 

@@ -304,7 +304,9 @@ class LocalRun:
         self.key, update_key = jax.random.split(self.key)
         chunks = next(iter(self.stages.values())).next_chunks
         self.env_steps_learned += sum(chunk.env_steps for chunk in chunks)
-        pulled = self.server.params(dict.fromkeys(self.algorithms, chunks[0].version))
+        pulled = {}
+        if self.options.asynchronous:
+            pulled = self.server.params(dict.fromkeys(self.algorithms, chunks[0].version))
         for position, (name, stage) in enumerate(self.stages.items()):
             key = jax.random.fold_in(update_key, position)
             at = pulled[name] if self.options.asynchronous else None
@@ -327,6 +329,8 @@ class LocalRun:
             self.version = self.store.publish(name, stage.learner.published())
             self.server.load(name, self.version, self.store.latest(name)[1])
             used = {slot.versions[name] for slot in self.slots if slot.ticket is not None}
+            if self.options.asynchronous:  # gradients of what waits are still to be taken, at those parameters
+                used |= stage.buffer.versions
             self.server.unload(name, used | {self.version})
 
     def params(self) -> dict[str, Tree]:

@@ -216,6 +216,17 @@ def test_no_batch_is_older_than_the_bound_and_every_chunk_is_trained_on_once(slo
     assert counted["dropped"] == 0
 
 
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [(GRADIENT, {"asynchronous": True, "max_staleness": None}), (TINY, {"max_staleness": 4})],
+)
+def test_processes_may_deliver_what_older_parameters_did(policy: Any, options: dict[str, Any]) -> None:
+    local = host(policy, slots=4, workers=2, updates_per_dispatch=12, **options)
+    results = drive(local, 3)
+    assert sum(int(r.updates["all"][0]) for r in results) >= 36
+    local.close()
+
+
 def test_what_is_counted_is_what_the_worlds_played() -> None:
     local = host(slots=1)
     results = drive(local, 40)
