@@ -26,7 +26,7 @@ from marl.runner.schema import ExperimentConfig
 WORLDS: dict[str, dict[str, Any]] = {
     "cartpole": {"id": "gymnasium:CartPole-v1"},
     "spread": {"id": "pettingzoo:mpe2.simple_spread_v3", "N": 3, "max_cycles": 25},
-    "atari": {"id": "gymnasium:ale_py:ALE/Pong-v5"},
+    "atari": {"id": "gymnasium:ALE/Pong-v5", "sticky": 0.0},
 }
 LEARNER = ("rollout", "epochs", "minibatches", "learning_rate", "gamma", "gae_lambda", "entropy_coef", "max_grad_norm")
 DATAFLOW = ("num_envs", "workers", "slots", "max_staleness", "updates_per_dispatch")
