@@ -36,7 +36,8 @@ class Local:
         self.seeds = tuple(seeds)
         self.num_envs = options.num_envs
         self.runs = [LocalRun(worlds, policies, learners, fixed, options, seed) for seed in seeds]
-        self.devices = [d for d in dict.fromkeys((options.inference, options.learner)) if d is not None]
+        chosen = [jax.devices()[0] if d is None else d for d in (options.inference, options.learner)]
+        self.devices = list(dict.fromkeys(chosen))
 
     def init(self) -> Local:
         """Start every seed. The state of this placement is the placement itself."""

@@ -177,7 +177,7 @@ class HostSlot:
         length, episodes = 0, 0
         for lane in range(self.block.lanes):
             begin = 0
-            for t in [*np.flatnonzero((ends | broken)[:, lane]), rows - 1]:
+            for t in sorted({*np.flatnonzero((ends | broken)[:, lane]).tolist(), rows - 1}):
                 part = slice(begin, t + 1)
                 begin = t + 1
                 for name, reward in rewards.items():

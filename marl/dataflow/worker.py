@@ -24,7 +24,9 @@ from marl.core.host_rows import Field, RowBlock, RowSpec
 
 def main(arguments: list[str]) -> int:
     """Serve until the other side closes the pipe of commands."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the main program decides
+    # Ctrl-C reaches the whole terminal, a job scheduler's SIGTERM often every process: the main program decides.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     commands, replies, memory = (int(text) for text in arguments)
     with os.fdopen(commands, "rb", buffering=0) as inbox, os.fdopen(replies, "wb", buffering=0) as outbox:
         lines = _lines(inbox)
@@ -35,7 +37,10 @@ def main(arguments: list[str]) -> int:
                 answer = _do(message, groups, memory)
             except MarlError as error:
                 answer = {"error": str(error)}
-            outbox.write(json.dumps({"slot": message["slot"], **answer}).encode() + b"\n")
+            try:
+                outbox.write(json.dumps({"slot": message["slot"], **answer}).encode() + b"\n")
+            except BrokenPipeError:  # the main program was killed
+                break
         for group in groups.values():
             group.close()
     return 0

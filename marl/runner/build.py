@@ -84,12 +84,41 @@ def resolved(plan: Plan) -> ExperimentConfig:
     if isinstance(config.dataflow, FusedConfig):
         found["data_parallel"] = len(learner_devices(config))
     else:
+        check_local(config, plan)
         local = config.dataflow
         phase = local.random_phase
         found["slots"] = slots(config, plan)
         found["gradients"] = "asynchronous" if asynchronous(config, plan) else "batch"
         found["random_phase"] = phase if phase != "auto" else plan.host is not None and local.max_staleness > 0
     return config.model_copy(update={"dataflow": config.dataflow.model_copy(update=found)})
+
+
+def check_local(config: ExperimentConfig, plan: Plan) -> None:
+    """What can be known of a local run before it begins.
+
+    Raises: ConfigError if a device is absent, a learner cannot stand data as stale as `dataflow.max_staleness` lets it
+    be, or the learners' rollouts differ.
+    """
+    local = config.dataflow
+    assert isinstance(local, LocalConfig)
+    if plan.host is not None and local.devices.actors.partition(":")[0] not in ("auto", "cpu"):
+        text = f"'{local.devices.actors}' is asked for, but worlds in Python run on the CPU; expected auto or cpu"
+        raise config.source.error(("dataflow", "devices", "actors"), text)
+    for part in ("actors", "inference", "learner"):
+        device(config, part)
+    for name in plan.learners:
+        stands = plan.policies[name].needs.max_staleness
+        if local.max_staleness > stands and not asynchronous(config, plan):
+            text = (
+                f"'{name}' learns from data at most {stands} versions old, got {local.max_staleness}; "
+                "expected less, or agents with correction: vtrace"
+            )
+            raise config.source.error(("dataflow", "max_staleness"), text)
+    lengths = {name: plan.policies[name].needs.rollout for name in plan.learners}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        text = f"rollout lengths differ ({listed}); dataflow.kind local needs one length for all learners"
+        raise config.source.error(("agents",), text)
 
 
 def slots(config: ExperimentConfig, plan: Plan) -> int:
@@ -172,21 +201,11 @@ def build_fused(config: ExperimentConfig, plan: Plan) -> Fused:
 
 
 def build_local(config: ExperimentConfig, plan: Plan) -> Local:
-    """The local dataflow of a resolved config.
-
-    Raises: ConfigError if a learner cannot stand data as stale as `dataflow.max_staleness` lets it be.
-    """
+    """The local dataflow of a resolved config. Raises: ConfigError as `check_local`."""
+    check_local(config, plan)
     local = config.dataflow
     assert isinstance(local, LocalConfig)
     is_asynchronous = asynchronous(config, plan)
-    for name in plan.learners:
-        stands = plan.policies[name].needs.max_staleness
-        if not is_asynchronous and local.max_staleness > stands:
-            text = (
-                f"'{name}' learns from data at most {stands} versions old, got {local.max_staleness}; "
-                "expected less, or agents with correction: vtrace"
-            )
-            raise config.source.error(("dataflow", "max_staleness"), text)
     faults = local.world_faults
     options = LocalOptions(
         num_envs=local.num_envs,
