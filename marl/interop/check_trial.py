@@ -150,8 +150,8 @@ class Trial:
     def _episode(self, seed: int) -> list[tuple[Moment, dict[str, Any]]]:
         """Play one and look at every row of it. What happened, with the actions that led to the next row."""
         random = np.random.default_rng(seed)
-        for _, action in self._spaces.values():
-            action.seed(seed)
+        for _, action in self._spaces.values():  # each its own, or all agents would move in step
+            action.seed(int(random.integers(2**31)))
         self._where = f"seed {seed}, reset: "
         moment = self.game.reset(seed)
         ended: dict[str, int] = {}
