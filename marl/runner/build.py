@@ -16,6 +16,7 @@ from marl.dataflow.local import Local, LocalOptions
 from marl.evaluate.host import HostEpisodePlayer, HostEvaluator
 from marl.evaluate.protocol import EpisodePlayer, Evaluator
 from marl.io.checkpoint import load_arrays
+from marl.runner.memory import check_memory
 from marl.runner.plan import Plan
 from marl.runner.schema import ExperimentConfig, FusedConfig, LocalConfig
 
@@ -97,7 +98,7 @@ def check_local(config: ExperimentConfig, plan: Plan) -> None:
     """What can be known of a local run before it begins.
 
     Raises: ConfigError if a device is absent, a learner cannot stand data as stale as `dataflow.max_staleness` lets it
-    be, or the learners' rollouts differ.
+    be, the learners' rollouts differ, or the rollouts do not fit into the memory that is free.
     """
     local = config.dataflow
     assert isinstance(local, LocalConfig)
@@ -119,6 +120,7 @@ def check_local(config: ExperimentConfig, plan: Plan) -> None:
         listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         text = f"rollout lengths differ ({listed}); dataflow.kind local needs one length for all learners"
         raise config.source.error(("agents",), text)
+    check_memory(config, plan)
 
 
 def slots(config: ExperimentConfig, plan: Plan) -> int:

@@ -25,6 +25,7 @@ from marl.io.tensorboard import TensorBoardSink
 from marl.runner.build import build_dataflow, build_evaluator, build_player, resolved
 from marl.runner.load import load_experiment, resolved_yaml
 from marl.runner.loop import TrainingLoop
+from marl.runner.memory import local_bytes
 from marl.runner.origin import code_commit, config_hash, machine, versions
 from marl.runner.plan import Plan, make_plan
 from marl.runner.progress import Progress
@@ -98,6 +99,8 @@ def dry_run(config: ExperimentConfig) -> tuple[str, dict[str, Any]]:
         }
         if isinstance(dataflow, Fused):
             found["memory_mb"] = round(_compiled_bytes(dataflow, state) / 2**20, 1)
+        else:
+            found["memory_mb"] = round(local_bytes(config, plan) / 2**20, 1)
     return resolved_yaml(config), found
 
 
