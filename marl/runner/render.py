@@ -37,8 +37,16 @@ def render(
     plan, params, _ = load_run_policy(folder, seed, "policy_best" if best else "policy")
     player = build_player(plan, config.evaluate.greedy if greedy is None else greedy)
     frames, result = player.frames(params, "test", episode_seed)
-    write_video(output, frames, getattr(plan.env, "render_fps", DEFAULT_FPS))
+    write_video(output, frames, frames_per_second(plan.env))
     returns = ", ".join(f"{role} {float(np.mean(value)):.2f}" for role, value in result.returns.items())
     say(f"{output}: {len(frames)} frames, {int(result.length)} env steps, return {returns}")
     next_commands([f"marl evaluate {folder}", f"marl report {folder}"])
     return 0
+
+
+def frames_per_second(env: object) -> float:
+    """As fast as the world says, or as the one that it adapts says in its `metadata`."""
+    metadata = getattr(getattr(env, "env", None), "metadata", None)
+    said = metadata.get("render_fps") if isinstance(metadata, dict) else None
+    fps = getattr(env, "render_fps", said)
+    return float(fps) if isinstance(fps, int | float) and fps > 0 else DEFAULT_FPS
