@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marl.core.errors import UserError
+from marl.interop.pictures import weights
 
 
 class AtariOptions(Protocol):
@@ -58,7 +59,7 @@ class AtariGame(gymnasium.Env[NDArray[np.uint8], int]):
         self._ale = game.ale
         self._actions = list(game._action_set)
         height, width = self._ale.getScreenDims()
-        self._rows, self._columns = area_weights(height, options.size), area_weights(width, options.size).T.copy()
+        self._rows, self._columns = weights((height, width), (options.size, options.size))
         self._frames = np.zeros((2, height, width), np.uint8)  # the last two
         self._stack = np.zeros((options.size, options.size, options.frame_stack), np.uint8)
         self.action_space = game.action_space
@@ -120,13 +121,3 @@ class AtariGame(gymnasium.Env[NDArray[np.uint8], int]):
     def _shrunk(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         shrunk: NDArray[np.float32] = np.rint(self._rows @ frame.astype(np.float32) @ self._columns)
         return shrunk
-
-
-def area_weights(before: int, after: int) -> NDArray[np.float32]:
-    """The matrix `[after, before]` that averages pixels by the area that a new pixel covers of them."""
-    edges = np.arange(after + 1) * (before / after)
-    low, high = edges[:-1, None], edges[1:, None]
-    pixel = np.arange(before)[None, :]
-    covered = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0.0, None)
-    weights: NDArray[np.float32] = (covered / (before / after)).astype(np.float32)
-    return weights

@@ -17,6 +17,7 @@ from marl.core.spaces import Dict, Discrete
 from marl.interop import host_spaces
 from marl.interop.grouping import group, group_by_hand
 from marl.interop.host_spaces import INNER, MASK
+from marl.interop.pictures import Pictures
 
 SMALL_STATE = 4096  # elements; a central critic over more is asked for by name
 Source = Literal["observation", "info"]
@@ -40,6 +41,7 @@ class Cast:
     inner: frozenset[str]
     state_space: host_spaces.Foreign | None
     declared: bool
+    pictures: Pictures
 
     @property
     def masked(self) -> frozenset[str]:
@@ -84,6 +86,12 @@ class Cast:
             raise WorldError(f"agent '{agent}': its observation has no key '{INNER}', expected {INNER} and {MASK}")
         return observation[INNER]
 
+    def writer(self, agent: str, row: HostRow) -> host_spaces.Write:
+        """What writes an agent's observations into a row."""
+        role, at = self.place[agent]
+        target = host_spaces.place(row.obs[role], at)
+        return host_spaces.writer(self.observation_spaces[agent], target, agent, pictures=self.pictures)
+
     def state_writer(self, row: HostRow) -> host_spaces.Write | None:
         """What writes the global state into a row."""
         if self.state_space is None:
@@ -110,6 +118,7 @@ def cast_of(
     wanted: Mapping[str, str | Sequence[str]] | None,
     state: bool | None,
     max_steps: int | None,
+    pictures: Pictures,
 ) -> Cast:
     """The cast of a PettingZoo environment that has just been reset.
 
@@ -131,7 +140,10 @@ def cast_of(
     for agent in possible:
         whole, acting[agent] = _space(env.observation_space, agent), _space(env.action_space, agent)
         observed[agent], in_observation = host_spaces.split_mask(whole, acting[agent])
-        ours = host_spaces.observation_space(observed[agent], agent), host_spaces.action_space(acting[agent], agent)
+        ours = (
+            host_spaces.observation_space(observed[agent], agent, pictures),
+            host_spaces.action_space(acting[agent], agent),
+        )
         info = infos.get(agent) if isinstance(infos, dict) else None
         if in_observation:
             masks[agent] = "observation"
@@ -156,6 +168,7 @@ def cast_of(
         mask_from=masks,
         inner=frozenset(inner),
         state_space=state_space,
+        pictures=pictures,
         declared=bool(getattr(env, "possible_agents", None)),
     )
 

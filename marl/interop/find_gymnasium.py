@@ -17,6 +17,7 @@ from marl.interop.atari import AtariGame, AtariOptions, arguments
 from marl.interop.factories import INSTALL, Source, arguments_of, load, missing, own_classes
 from marl.interop.host_gymnasium import GymnasiumWorld
 from marl.interop.host_rows import limit_of
+from marl.interop.pictures import Pictures
 
 ATARI_FRAMES = 108_000  # half an hour of play, where ale-py cuts a game
 
@@ -28,6 +29,8 @@ class Options(AtariOptions, Protocol):
     def max_steps(self) -> int | None: ...
     @property
     def preprocessing(self) -> str: ...
+    @property
+    def pictures(self) -> Pictures: ...
 
 
 def is_atari(name: str) -> bool:
@@ -78,7 +81,7 @@ def only_class(path: str) -> type[Any]:
 
 def make(id: str, source: Source, own: Mapping[str, Any], config: Options, render: bool) -> HostWorld:
     """A copy. Raises: UserError if an argument or a space cannot be used or something is not installed."""
-    return GymnasiumWorld(id, *raw(source, own, config, render))
+    return GymnasiumWorld(id, *raw(source, own, config, render), config.pictures)
 
 
 def raw(source: Source, own: Mapping[str, Any], config: Options, render: bool = False) -> tuple[Any, int | None]:

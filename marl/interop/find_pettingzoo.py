@@ -17,6 +17,7 @@ from marl.interop.factories import INSTALL, Source, arguments_of, load, own_clas
 from marl.interop.host_aec import TurnWorld
 from marl.interop.host_parallel import ParallelWorld
 from marl.interop.host_rows import limit_of
+from marl.interop.pictures import Pictures
 
 FAMILIES = ("atari", "butterfly", "classic", "sisl")  # packages within `pettingzoo`
 PACKAGES = ("mpe2", *(f"pettingzoo.{family}" for family in FAMILIES))
@@ -33,6 +34,8 @@ class Options(Protocol):
     def api(self) -> str: ...
     @property
     def state(self) -> bool | None: ...
+    @property
+    def pictures(self) -> Pictures: ...
 
 
 def find(name: str, api: str = "auto") -> Source:
@@ -56,8 +59,8 @@ def make(id: str, source: Source, own: Mapping[str, Any], config: Options, rende
     """A copy. Raises: UserError if an argument, a space or a role cannot be used or something is not installed."""
     env, steps = raw(source, own, config, render)
     if takes_turns(env):
-        return TurnWorld(id, env, config.max_steps, config.roles, config.state)
-    return ParallelWorld(id, env, steps, config.roles, config.state, config.max_steps)
+        return TurnWorld(id, env, config.max_steps, config.roles, config.state, config.pictures)
+    return ParallelWorld(id, env, steps, config.roles, config.state, config.pictures, config.max_steps)
 
 
 def raw(source: Source, own: Mapping[str, Any], config: Options, render: bool = False) -> tuple[Any, int | None]:

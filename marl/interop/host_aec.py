@@ -20,6 +20,8 @@ from marl.interop import host_spaces
 from marl.interop.cast import Cast, cast_of
 from marl.interop.host_gymnasium import picture
 from marl.interop.host_rows import PLAIN, number, write_mask
+from marl.interop.host_spaces import AS_THEY_ARE
+from marl.interop.pictures import Pictures
 
 MASK = host_spaces.MASK
 
@@ -42,12 +44,13 @@ class TurnWorld:
         max_steps: int | None,
         roles: Mapping[str, str | Sequence[str]] | None,
         state: bool | None,
+        pictures: Pictures = AS_THEY_ARE,
     ) -> None:
         self.name = name
         self.env = env
         self.max_steps = max_steps
         env.reset(seed=0)
-        self.cast: Cast = cast_of(env, list(env.agents), env.infos, roles, state, max_steps)
+        self.cast: Cast = cast_of(env, list(env.agents), env.infos, roles, state, max_steps, pictures)
         self.roles: tuple[RoleSpec, ...] = self.cast.roles
         self.masked = self.cast.masked
         self.agent_names = self.cast.members
@@ -117,10 +120,7 @@ class TurnWorld:
         assert row.acting is not None, "rows of worlds with turns say who acts"
         self._row = row
         self._acting = row.acting
-        self._put = {
-            agent: host_spaces.writer(self.cast.observation_spaces[agent], host_spaces.place(row.obs[role], at), agent)
-            for agent, (role, at) in self.cast.place.items()
-        }
+        self._put = {agent: self.cast.writer(agent, row) for agent in self.cast.place}
         self._put_state = self.cast.state_writer(row)
 
     def _pay(self, agent: str, reward: float, row: HostRow) -> None:

@@ -13,29 +13,33 @@ from marl.core.roles import RoleSpec
 from marl.core.spaces import Discrete
 from marl.interop import host_spaces
 from marl.interop.host_rows import PLAIN, number, unpacked, write_mask
+from marl.interop.host_spaces import AS_THEY_ARE
+from marl.interop.pictures import Pictures
 
 AGENT = "agent"
 STEP = "(observation, reward, terminated, truncated, info)"
 
 
 class GymnasiumWorld:
-    """One copy. env: made, without time limit.  max_steps: where episodes are cut, None for never.
+    """One copy. env: made, without time limit.  max_steps: where episodes are cut, None for never.  pictures: what is
+    done to those.
 
     Raises: UserError if a space cannot be used; WorldError if the first reset goes wrong.
     """
 
     turn_based = False
 
-    def __init__(self, name: str, env: Any, max_steps: int | None) -> None:
+    def __init__(self, name: str, env: Any, max_steps: int | None, pictures: Pictures = AS_THEY_ARE) -> None:
         self.name = name
         self.env = env
         self.max_steps = max_steps
+        self._pictures = pictures
         self.agent_names = {AGENT: (AGENT,)}
         masked: Any
         self._space, masked = host_spaces.split_mask(env.observation_space, env.action_space)
         self._mask_in_observation = masked
         action = host_spaces.action_space(env.action_space, AGENT)
-        observation = host_spaces.observation_space(self._space, AGENT)
+        observation = host_spaces.observation_space(self._space, AGENT, pictures)
         self._unwrap = masked and self._space is env.observation_space[host_spaces.INNER]
         _, info = unpacked(env.reset(seed=0), 2, "reset", "(observation, info)")
         if not masked and isinstance(action, Discrete):
@@ -96,7 +100,9 @@ class GymnasiumWorld:
         self._row = row
         self._reward, self._alive = row.reward[AGENT], row.alive[AGENT]
         self._terminated, self._truncated = row.terminated[AGENT], row.truncated[AGENT]
-        self._write = host_spaces.writer(self._space, host_spaces.place(row.obs[AGENT], 0), AGENT)
+        self._write = host_spaces.writer(
+            self._space, host_spaces.place(row.obs[AGENT], 0), AGENT, pictures=self._pictures
+        )
 
     def _observe(self, observation: Any, info: Any) -> None:
         if self.masked:

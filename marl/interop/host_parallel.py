@@ -15,6 +15,8 @@ from marl.interop import host_spaces
 from marl.interop.cast import Cast, cast_of
 from marl.interop.host_gymnasium import picture
 from marl.interop.host_rows import PLAIN, number, unpacked, write_mask
+from marl.interop.host_spaces import AS_THEY_ARE
+from marl.interop.pictures import Pictures
 
 STEP = "(observations, rewards, terminations, truncations, infos)"
 
@@ -37,13 +39,14 @@ class ParallelWorld:
         max_steps: int | None,
         roles: Mapping[str, str | Sequence[str]] | None,
         state: bool | None,
+        pictures: Pictures = AS_THEY_ARE,
         ends: int | None = None,
     ) -> None:
         self.name = name
         self.env = env
         self.max_steps = max_steps
         _, infos = unpacked(env.reset(seed=0), 2, "reset", "(observations, infos)")
-        self.cast: Cast = cast_of(env, list(env.agents), infos, roles, state, max_steps)
+        self.cast: Cast = cast_of(env, list(env.agents), infos, roles, state, max_steps, pictures)
         self.roles: tuple[RoleSpec, ...] = self.cast.roles
         self.masked = self.cast.masked
         self.agent_names = self.cast.members
@@ -142,7 +145,7 @@ class ParallelWorld:
         self._row = row
         self._places = {
             agent: (
-                host_spaces.writer(self.cast.observation_spaces[agent], host_spaces.place(row.obs[role], at), agent),
+                self.cast.writer(agent, row),
                 at,
                 row.reward[role],
                 row.terminated[role],

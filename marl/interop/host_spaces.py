@@ -18,22 +18,27 @@ from numpy.typing import NDArray
 
 from marl.core.errors import UserError, WorldError
 from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete, ObservationSpace, Space
+from marl.interop.pictures import Pictures
 
 Foreign: TypeAlias = gymnasium.spaces.Space[Any]
 Write: TypeAlias = Callable[[Any], None]  # puts one observation into its place in the row
 Decode: TypeAlias = Callable[[NDArray[Any]], list[Any]]  # a role's actions `[n, ...]` as the world wants them, by agent
 
 MASK, INNER = "action_mask", "observation"
+AS_THEY_ARE = Pictures()
 USABLE = "Discrete, MultiDiscrete, MultiBinary, Box"
 
 
-def observation_space(space: Foreign, agent: str) -> ObservationSpace:
+def observation_space(space: Foreign, agent: str, pictures: Pictures = AS_THEY_ARE) -> ObservationSpace:
     """What the rows hold of an agent's observations. Raises: UserError naming agent and space if we cannot hold them.
 
     Numbers become float32, but images (uint8 from 0 to 255) stay bytes. MultiBinary is MultiDiscrete of twos; arrays of
-    more than one axis of these are flattened. Tuple is Dict with the keys "0", "1", ...
+    more than one axis of these are flattened. Tuple is Dict with the keys "0", "1", ...  pictures: what is done to
+    those.
     """
     match space:
+        case spaces.Box() if pictures.changes(space):
+            return Box(pictures.shape(_shape(space)), 0.0, 255.0, "uint8")
         case spaces.Box():
             return _box(space)
         case spaces.Discrete():
@@ -43,7 +48,7 @@ def observation_space(space: Foreign, agent: str) -> ObservationSpace:
         case spaces.MultiBinary():
             return MultiDiscrete((2,) * math.prod(space.shape))
         case spaces.Dict() | spaces.Tuple():
-            return Dict.of({key: observation_space(part, agent) for key, part in _parts(space)})
+            return Dict.of({key: observation_space(part, agent, pictures) for key, part in _parts(space)})
     raise UserError(f"agent '{agent}': observations of {_kind(space)} cannot be used; expected {USABLE}, Dict or Tuple")
 
 
@@ -88,10 +93,17 @@ def split_mask(space: Foreign, action: Foreign) -> tuple[Foreign, bool]:
     return (spaces.Dict(rest), True) if rest else (space, False)
 
 
-def writer(space: Foreign, target: Any, agent: str, what: str = "observation") -> Write:
+def writer(
+    space: Foreign, target: Any, agent: str, what: str = "observation", pictures: Pictures = AS_THEY_ARE
+) -> Write:
     """A function that checks an observation of `agent` and writes it into `target`: a view of the agent's place in the
     row, or a dict of such views by key. It raises WorldError if form or kind of number is not as the space says."""
     match space:
+        case spaces.Box() if pictures.changes(space):
+            whole = np.zeros(space.shape, np.uint8)
+            return _picture_writer(
+                _array_writer(space.shape, space.dtype, None, whole, agent, what), whole, target, pictures
+            )
         case spaces.Box():
             return _array_writer(space.shape, space.dtype, None, target, agent, what)
         case spaces.Discrete():
@@ -102,7 +114,7 @@ def writer(space: Foreign, target: Any, agent: str, what: str = "observation") -
         case spaces.MultiBinary():
             return _array_writer(space.shape, np.dtype(np.int8), None, target, agent, what)
         case spaces.Dict() | spaces.Tuple():
-            return _parts_writer(space, target, agent, what)
+            return _parts_writer(space, target, agent, what, pictures)
     raise UserError(f"agent '{agent}': {what} of {_kind(space)} cannot be used")
 
 
@@ -250,11 +262,23 @@ def _integer_writer(space: spaces.Discrete[Any], target: NDArray[Any], agent: st
     return write
 
 
-def _parts_writer(space: spaces.Dict | spaces.Tuple, target: dict[str, Any], agent: str, what: str) -> Write:
+def _picture_writer(check: Write, whole: NDArray[np.uint8], target: NDArray[Any], pictures: Pictures) -> Write:
+    shrunk = pictures.shrink(whole.shape)
+
+    def write(given: Any) -> None:
+        check(given)  # into `whole`
+        target[...] = shrunk(whole)
+
+    return write
+
+
+def _parts_writer(
+    space: spaces.Dict | spaces.Tuple, target: dict[str, Any], agent: str, what: str, pictures: Pictures
+) -> Write:
     named = isinstance(space, spaces.Dict)
     keys: list[Any] = list(space.spaces) if isinstance(space, spaces.Dict) else list(range(len(space.spaces)))
     parts = [
-        (key, writer(space[key], target[str(key)], agent, f"{what}[{key!r}]"))  # its own writer for each key
+        (key, writer(space[key], target[str(key)], agent, f"{what}[{key!r}]", pictures))  # its own writer for each key
         for key in keys
     ]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import gymnasium
 from pettingzoo import AECEnv, ParallelEnv
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from marl.core.config import EnvConfig
 from marl.core.errors import ConfigError, MarlError, UserError, WorldError, did_you_mean
@@ -22,6 +22,7 @@ from marl.core.host import HostWorld
 from marl.interop import find_gymnasium, find_pettingzoo
 from marl.interop.factories import Source, load, own_classes
 from marl.interop.find_pettingzoo import takes_turns as takes_turns
+from marl.interop.pictures import Pictures
 
 PREFIXES = ("pettingzoo:", "gymnasium:")
 
@@ -31,15 +32,18 @@ class WorldConfig(EnvConfig):
 
     roles: by role the agents that play it, as a list or a pattern of their names (`blue_*`); None groups agents whose
     spaces are equal.  max_steps: cut episodes that are longer.  api: of a PettingZoo world, all at once or in turns.
-    state: read the global state of worlds that have one; None reads small ones.  preprocessing: `atari` is the usual
-    one of Atari games, which `auto` takes for ids in `ALE/`.  frame_skip, frame_stack, size, noops, sticky, life_loss,
-    clip_reward: of that one.
+    state: read the global state of worlds that have one; None reads small ones.  resize, grey: make pictures smaller,
+    to a square or to [rows, columns], by area, and of one channel.  preprocessing: `atari` is the usual one of Atari
+    games, which `auto` takes for ids in `ALE/`.  frame_skip, frame_stack, size, noops, sticky, life_loss, clip_reward:
+    of that one.
     """
 
     roles: dict[str, str | list[str]] | None = None
     max_steps: int | None = Field(None, ge=1)
     api: Literal["auto", "parallel", "aec"] = "auto"
     state: bool | None = None
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    grey: bool = False
     preprocessing: Literal["auto", "atari", "none"] = "auto"
     frame_skip: int = Field(4, ge=1)
     frame_stack: int = Field(4, ge=1)
@@ -49,9 +53,14 @@ class WorldConfig(EnvConfig):
     life_loss: bool = False
     clip_reward: bool = True
 
+    @property
+    def pictures(self) -> Pictures:
+        """What is done to pictures."""
+        return Pictures((self.resize, self.resize) if isinstance(self.resize, int) else self.resize, self.grey)
+
 
 # Which of these options a kind of world takes; the others are its own arguments, whatever they are called.
-SHARED = frozenset({"max_steps"})
+SHARED = frozenset({"max_steps", "resize", "grey"})
 OPTIONS = {
     "pettingzoo:": SHARED | {"roles", "api", "state"},
     "gymnasium:": SHARED,
@@ -98,7 +107,7 @@ def world_config(id: str, options: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in options.items() if key not in known}
     config = _validated(id, {key: value for key, value in options.items() if key in known})
     _find(id, config.api).check(own, known)
-    return {**{key: value for key, value in config.model_dump().items() if key in known}, **own}
+    return {**{key: value for key, value in config.model_dump(mode="json").items() if key in known}, **own}
 
 
 def make_world(id: str, options: Mapping[str, Any], render: bool = False) -> HostWorld:
