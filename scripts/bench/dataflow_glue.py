@@ -28,7 +28,13 @@ from marl.runner.load import config_from
 from marl.runner.plan import make_plan
 
 ROLLOUT = 32
-GLUE = {"32 slots x 1 lane": (32, 1), "32 slots x 8 lanes": (32, 8), "1 slot x 32 lanes": (1, 32)}
+GLUE = {  # slots, lanes of each, whether the policy server answers them in one call
+    "32 slots x 1 lane": (32, 1, False),
+    "32 slots x 1 lane, one call": (32, 1, True),
+    "32 slots x 8 lanes": (32, 8, False),
+    "32 slots x 8 lanes, one call": (32, 8, True),
+    "1 slot x 32 lanes": (1, 32, False),
+}
 SLOT_LANES, SLOT_WORKERS, WORLD_STEP_S = 32, 2, 0.0005
 SLOTS, LATENCIES_MS = (2, 4, 8), (0, 2, 5)
 STALENESS = (0, 1, 2, 4)
@@ -76,8 +82,9 @@ def glue(name: str, seconds: float) -> dict[str, Any]:
     A forward pass is the compiled program on arrays that lie ready; an update is timed from its call to its end. All
     else is glue: moving rows and actions between the parts and to JAX, counting, chunks, buffer, tickets, metrics.
     """
-    slots, lanes = GLUE[name]
+    slots, lanes, together = GLUE[name]
     run = free_run(slots, lanes)
+    run.runs[0].server.together = together  # as with processes and stale data, which this process alone does not have
     learner = run.runs[0].stages["all"].learner
     forward: dict[str, Any] = {"calls": 0}
     update = {"s": 0.0}
@@ -107,8 +114,9 @@ def glue(name: str, seconds: float) -> dict[str, Any]:
         server_module.act_together = original
         run.close()
     static, ready = forward["arguments"][:2], jax.device_put(forward["arguments"][2:])
-    row_s = _typical(lambda: jax.block_until_ready([original(*static, *ready) for _ in range(slots)]))
-    forward_s = forward["calls"] / slots * row_s  # the calls of a row run while the next ones are made
+    calls = 1 if together else slots  # those of a row run while the next ones are made
+    row_s = _typical(lambda: jax.block_until_ready([original(*static, *ready) for _ in range(calls)]))
+    forward_s = forward["calls"] / calls * row_s
     world_s = steps * _world_step_s()
     parts = {"world": world_s, "forward": forward_s, "update": update["s"]}
     parts["glue"] = elapsed - sum(parts.values())

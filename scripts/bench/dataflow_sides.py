@@ -58,7 +58,7 @@ def _our_python(package: str) -> str:
     if not constraints.exists():
         raise SideError("Python 3.11 or 3.12 is needed")
     install = ["-c", str(constraints), "-e", f"{ROOT}[{OUR_EXTRAS}]"]
-    return _made(ROOT / ".venv-bench-ours", install, f"{OUR_EXTRAS}\n{constraints.read_text()}")
+    return _made(ROOT / ".venv-bench-ours", install, OUR_EXTRAS)
 
 
 def _made(folder: Path, install: list[str], stamp: str) -> str:
