@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -18,19 +19,24 @@ from marl.agents.scripted.policies import Random
 from marl.core.algorithm import Policy
 from marl.core.collect import collect, init_lanes
 from marl.core.env import AnyEnvironment
+from marl.core.errors import ConfigError
+from marl.core.host import HostFactory
+from marl.core.host_rows import HostWorlds
 from marl.core.prng import stream
 from marl.core.types import Tree
 from marl.io.console import next_commands, say
-from marl.io.jsonl import JsonlSink
+from marl.io.jsonl import JsonlSink, read_rows
 from marl.io.metrics import Sinks
 from marl.io.tensorboard import TensorBoardSink
-from marl.runner.build import build_fused, resolved
+from marl.runner.bench_local import dispatcher, host_stepper, nothing_learned, shares
+from marl.runner.build import build_fused, build_local, resolved
 from marl.runner.listing import table
 from marl.runner.load import load_experiment, resolved_yaml
 from marl.runner.loop import TrainingLoop
 from marl.runner.origin import code_commit, machine
-from marl.runner.plan import make_plan
+from marl.runner.plan import WORLD_FACTORY, Plan, make_plan
 from marl.runner.progress import Progress
+from marl.runner.schema import HOST_WORLDS, ExperimentConfig
 from marl.runner.train import use_compilation_cache
 
 REPEATS = 5
@@ -44,8 +50,17 @@ def bench(what: str, *, as_json: bool = False) -> int:
     Every figure is the median of REPEATS windows with its spread; compile time is left out and said apart.
     Raises: UserError if there is no such world or experiment.
     """
-    known = what in envs.REGISTRY.names() or (":" in what and not Path(what).is_file())
-    result = _bench_env(envs.REGISTRY.resolve(what)()) if known else _bench_experiment(what)
+    id = what
+    if what.partition(":")[0].endswith(".py"):
+        from marl.interop.worlds import in_file
+
+        id = in_file(what)
+    if id.startswith(HOST_WORLDS):
+        result = _bench_host_world(id)
+    elif id in envs.REGISTRY.names() or (":" in id and not Path(id).is_file()):
+        result = _bench_env(envs.REGISTRY.resolve(id)())
+    else:
+        result = _bench_experiment(what)
     result = {"what": what, **result, "machine": machine(), "load": os.getloadavg()[0], "commit": code_commit()}
     if as_json:
         say(json.dumps(result, indent=2))
@@ -115,11 +130,59 @@ def _bench_env(env: AnyEnvironment) -> dict[str, Any]:
     }
 
 
+def _bench_host_world(id: str) -> dict[str, Any]:
+    worlds, _ = HostWorlds.of(HostFactory(WORLD_FACTORY, {"id": id, "options": {}}))
+    group, step = host_stepper(worlds, 1)
+    with contextlib.closing(group):
+        rates = windows(step)
+    agents = sum(spec.size for spec in worlds.roles)
+    return {
+        "setting": f"1 copy in this process, uniform random actions, resets included, {agents} agents",
+        "env_steps_per_s": spread(rates),
+    }
+
+
 def _bench_experiment(name: str) -> dict[str, Any]:
     config = load_experiment(name).config
     use_compilation_cache(config)
     plan = make_plan(config)
+    if not plan.learners:
+        raise ConfigError("nobody learns in this experiment; to measure its world alone: marl bench WORLD")
     config = resolved(plan)
+    return _bench_local(config, plan) if config.dataflow.kind == "local" else _bench_fused(config, plan)
+
+
+def _bench_local(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
+    """The world alone, in one process; acting in it and gathering batches; and training."""
+    with contextlib.closing(build_local(config, plan)) as local:
+        local.init()
+        if plan.host is None:
+            lanes = local.num_envs // local.options.slots
+            world = windows(collector(plan.jax_env, random_policies(plan.jax_env), {"random": ()}, lanes, ENV_ROWS))
+        else:
+            group, step = host_stepper(plan.host, local.num_envs // local.options.slots)
+            with contextlib.closing(group):
+                world = windows(step)
+        started = time.perf_counter()
+        local.dispatch(local, [0] * len(local.seeds))
+        first_s = time.perf_counter() - started
+        with nothing_learned(local):
+            acting = windows(dispatcher(local))
+        with tempfile.TemporaryDirectory() as folder:
+            training, host = _train_windows(config, local, local, Path(folder))
+            parts = shares([row for row in read_rows(Path(folder) / "metrics.jsonl") if row["kind"] == "train"])
+        return {
+            "setting": f"{local.describe()}; {local.rows_per_dispatch()} rows a dispatch",
+            "env_steps_per_s": spread(training),
+            "without_learning_env_steps_per_s": spread(acting),
+            "world_only_env_steps_per_s": spread(world),
+            "first_dispatch_s": round(first_s, 1),
+            "bottleneck": local.bottleneck(),
+            "shares": {**{part: share * (1.0 - host) for part, share in parts.items()}, "host": host},
+        }
+
+
+def _bench_fused(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
     fused = build_fused(config, plan)
     state = fused.init()
     started = time.perf_counter()
@@ -151,10 +214,10 @@ def _bench_experiment(name: str) -> dict[str, Any]:
     }
 
 
-def _train_windows(config: Any, fused: Any, state: Any, folder: Path) -> tuple[list[float], float]:
+def _train_windows(config: Any, dataflow: Any, state: Any, folder: Path) -> tuple[list[float], float]:
     """Env steps per second of the training loop with its sinks, window by window, and the host's share of the time."""
     metrics = JsonlSink(folder / "metrics.jsonl", 0)
-    board = TensorBoardSink(folder, list(fused.seeds), resolved_yaml(config), {})
+    board = TensorBoardSink(folder, list(dataflow.seeds), resolved_yaml(config), {})
     deadline = 0.0
     endless = config.model_copy(
         update={
@@ -165,12 +228,12 @@ def _train_windows(config: Any, fused: Any, state: Any, folder: Path) -> tuple[l
     )
     loop = TrainingLoop(
         endless,
-        fused,
+        dataflow,
         None,
         folder,
         Sinks([metrics, board]),
         metrics,
-        Progress.start(len(fused.seeds)),
+        Progress.start(len(dataflow.seeds)),
         {},
         should_stop=lambda: time.perf_counter() >= deadline,
     )

@@ -27,6 +27,8 @@ OPTIONAL = {
     "matplotlib": "plots",
     "scipy": "some statistics",
     "ray": "clusters",
+    "mpe2": "the worlds that were PettingZoo's MPE (extra worlds)",
+    "ale-py": "Atari games (extra atari)",
     "torch": "RLlib's learners (extra rllib-torch)",
     "highway-env": "parity tests (extra reference)",
 }
@@ -41,6 +43,7 @@ def examine(runs_dir: Path) -> list[Finding]:
         *(_package(name, None) for name in NEEDED),
         *(_package(name, loss) for name, loss in OPTIONAL.items()),
         _finding("devices", *_devices()),
+        _finding("parts", *_parts()),
         _finding("runs folder", *_writable(runs_dir)),
         _finding("disk", *_disk(runs_dir)),
     ]
@@ -82,6 +85,18 @@ def _devices() -> tuple[State, str]:
         return "broken", f"JAX does not start: {str(error).splitlines()[0]}"
     kinds = ", ".join(f"{device.platform}:{device.id} ({device.device_kind})" for device in devices)
     return ("ok" if right else "broken"), kinds
+
+
+def _parts() -> tuple[State, str]:
+    """What `auto` means under `dataflow.devices` here."""
+    try:
+        import jax
+
+        default = jax.devices()[0]
+    except (ImportError, RuntimeError):
+        return "broken", "without JAX nothing runs"
+    name = f"{default.platform}:{default.id}"
+    return "ok", f"auto means: actors (worlds in Python) cpu, actors (worlds in JAX), inference and learner {name}"
 
 
 def _writable(runs_dir: Path) -> tuple[State, str]:

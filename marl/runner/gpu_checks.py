@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marl import envs
+from marl import agents, envs
+from marl.core.host import HostFactory, HostRow
+from marl.core.host_rows import HostWorlds
 from marl.core.prng import stream
+from marl.core.roles import RoleSpec
+from marl.core.spaces import Box, Discrete
 from marl.core.types import Tree
 from marl.dataflow.fused import Fused
+from marl.dataflow.local import Local, LocalOptions
 from marl.runner.load import config_from
 from marl.runner.plan import make_plan
 
@@ -23,6 +30,8 @@ WORLD_SHARE = 0.99  # of the lanes; in the others rounding has tipped a lane-cha
 WORLD_ATOL, WORLD_RTOL = 1e-3, 1e-4  # [m], [m/s], ...: five substeps in f32
 PPO_DISTANCE = 0.02  # between the parameters, relative to how far training has moved them
 DISPATCHES = 3
+LOCAL_LANES, LOCAL_DISPATCHES = 32, 20
+SAME_ROWS = 0.99  # of the first rollout's actions; rounding may tip a draw
 
 Part = Callable[[], dict[str, Any]]
 
@@ -36,6 +45,7 @@ def parts(*, cpu: bool) -> dict[str, Part]:
         "ppo_update": lambda: _ppo(trainer),
         "compilations": lambda: _compilations(trainer),
         "memory": lambda: _memory(trainer),
+        "local": lambda: _local(DISPATCHES if cpu else LOCAL_DISPATCHES, 64 if cpu else 1024),
     }
 
 
@@ -192,3 +202,127 @@ def memory(fused: Fused, state: Any) -> dict[str, int]:
         "code": int(found.generated_code_size_in_bytes),
         "alias": int(found.alias_size_in_bytes),
     }
+
+
+# ---- worlds on the CPU, inference and learner on the accelerator -----------------------------------------------------
+
+
+class Chase:
+    """A world in Python: agents see where a target is on a circle, and move left, right or not. 1 for whoever is there.
+
+    It needs nothing but NumPy. One role of `agents`, episodes of 32 steps.
+    """
+
+    name = "chase"
+    max_steps: int | None = 32
+    masked: frozenset[str] = frozenset()
+    turn_based = False
+
+    def __init__(self, agents: int = 4, cells: int = 8, render: bool = False) -> None:
+        self.roles = (RoleSpec("agent", agents, Box((2 * cells,), 0.0, 1.0), Discrete(3)),)
+        self.agents, self.cells = agents, cells
+
+    def reset(self, seed: int, row: HostRow) -> None:
+        self.random = np.random.default_rng(seed)
+        self.place = self.random.integers(0, self.cells, self.agents)
+        self.target, self.t = int(self.random.integers(self.cells)), 0
+        for part in (row.reward, row.terminated, row.truncated):
+            part["agent"][:] = 0
+        row.alive["agent"][:] = True
+        self._see(row)
+
+    def step(self, actions: dict[str, Any], row: HostRow) -> bool:
+        self.place = (self.place + actions["agent"] - 1) % self.cells
+        self.t += 1
+        row.reward["agent"][:] = self.place == self.target
+        last = self.t == self.max_steps
+        row.truncated["agent"][:] = last
+        if self.random.random() < 0.2:
+            self.target = (self.target + 1) % self.cells
+        self._see(row)
+        return last
+
+    def _see(self, row: HostRow) -> None:
+        seen = row.obs["agent"]
+        seen[:] = 0.0
+        seen[np.arange(self.agents), self.place] = 1.0
+        seen[:, self.cells + self.target] = 1.0
+
+    def render(self) -> np.ndarray[Any, Any]:
+        picture = np.zeros((8, 8 * self.cells, 3), np.uint8)
+        picture[:, 8 * self.target : 8 * self.target + 8] = 255
+        return picture
+
+    def close(self) -> None:
+        pass
+
+
+def _players(width: int) -> tuple[HostWorlds, Any]:
+    """That world and PPO for it. width: of the networks' layers."""
+    worlds, _ = HostWorlds.of(HostFactory("marl.runner.gpu_checks:Chase", {}))
+    make = agents.REGISTRY.resolve("ppo")
+    options = {"rollout": 32, "epochs": 4, "minibatches": 4, "hidden_sizes": [width, width], "learning_rate": 1e-3}
+    return worlds, make(make.Config(**options), worlds.roles)
+
+
+def _local(dispatches: int, width: int) -> dict[str, Any]:
+    """Both devices from one seed: the first rollouts agree, the parts are where they should be; and how fast."""
+    found: dict[str, dict[str, Any]] = {}
+    firsts = []
+    worlds, policy = _players(width)
+    for name, device in (("accelerator", jax.devices()[0]), ("cpu", _reference())):
+        placement = LocalOptions(num_envs=LOCAL_LANES, inference=device, learner=device)
+        local = Local(worlds, {"all": policy}, ["all"], {}, placement, [0])
+        with contextlib.closing(local), jax.default_matmul_precision("highest"):
+            local.init()
+            stage = local.runs[0].stages["all"]
+            offered = stage.offer
+
+            def keep(chunk: Any, version: int, offered: Any = offered) -> None:
+                firsts.append(np.array(chunk.trajectory.action["agent"]))
+                offered(chunk, version)
+
+            stage.offer = keep  # type: ignore[method-assign]
+            local.dispatch(local, [0])
+            stage.offer = offered  # type: ignore[method-assign]
+            placed = [
+                next(iter(x.devices())) for x in jax.tree.leaves((stage.learner.state, local.published(local, 0)))
+            ]
+            local.dispatch(local, [0])
+            started, steps, busy = time.perf_counter(), 0, []
+            for _ in range(dispatches):
+                _, result = local.dispatch(local, [0])
+                steps += int(result.env_steps[0])
+                busy.append(
+                    {
+                        tag.removeprefix("flow/bottleneck/"): float(v[0])
+                        for tag, v in result.flow.items()
+                        if tag.startswith("flow/bottleneck/")
+                    }
+                )
+            elapsed = time.perf_counter() - started
+        found[name] = {
+            "env_steps_per_s": round(steps / elapsed, 1),
+            "placed": set(placed) == {device},
+            "shares": {part: round(float(np.mean([b.get(part, 0.0) for b in busy])), 3) for part in busy[0]},
+        }
+    same = float((firsts[0] == firsts[1]).mean())
+    here, there = found["accelerator"], found["cpu"]
+    return {
+        "ok": bool(same >= SAME_ROWS and here["placed"] and there["placed"]),
+        "same_actions": same,
+        "wanted_share": SAME_ROWS,
+        "learner_busy_share": here["shares"]["learner"],
+        "ratio_to_cpu": round(here["env_steps_per_s"] / there["env_steps_per_s"], 2),
+        "learner_ratio_to_cpu": _ratio(there, here),
+        "lanes": LOCAL_LANES,
+        "width": width,
+        "accelerator": here,
+        "cpu": there,
+    }
+
+
+def _ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
+    """How many times less time an env step's learning takes."""
+    seconds = [found["shares"]["learner"] / found["env_steps_per_s"] for found in (slow, fast)]
+    return round(float(seconds[0] / max(seconds[1], 1e-12)), 2)

@@ -82,7 +82,7 @@ def test_all_checks_pass_on_the_cpu_with_only_the_promised_packages_and_are_not_
     found = json.loads((first / "checks.json").read_text())
     assert found["ok"]
     assert found["complete"]
-    assert {"highway_step", "ppo_update", "compilations", "memory"} < set(found["results"])
+    assert {"highway_step", "ppo_update", "compilations", "memory", "local"} < set(found["results"])
     assert all(result["ok"] for result in found["results"].values())
     assert not {"ray", "pettingzoo"} & set(found["versions"])
 
