@@ -74,6 +74,7 @@ def test_an_update_keeps_structure_and_types_and_reports_what_it_did(plain: Plai
     assert all(x.shape == () and x.dtype == jnp.float32 for x in metrics.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "specs", "turns"),
     [({"layer_norm": True}, MIXED, False), ({"sharing": "role"}, PAIR, False), ({"correction": "vtrace"}, PAIR, True)],
@@ -96,6 +97,7 @@ def test_the_learner_recomputes_the_probabilities_that_acted(
     assert float(metrics["policy/clip_fraction"]) == 0.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algorithm_class", [PPO, MAPPO])
 def test_two_shards_make_the_step_of_the_joined_batch(rollout: Any, algorithm_class: type[PPO]) -> None:
     config = algorithm_class.Config(**ONE_STEP | {"value_normalisation": "running"})

@@ -62,6 +62,7 @@ def test_many_updates_in_one_dispatch_equal_many_dispatches() -> None:
     assert_equal(together, apart)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ppo", [None, {"recurrent": True}], ids=["tiny", "recurrent ppo"])
 def test_fused_equals_an_actor_and_a_learner_that_exchange_numpy_arrays(ppo: Any) -> None:
     fused = make(ppo=ppo)
@@ -146,6 +147,7 @@ class TwoLengths:
         return policy
 
 
+@pytest.mark.long
 def test_learners_with_different_rollouts_share_ticks_and_each_sees_its_own_length() -> None:
     two = TwoLengths(4, 12)
     assert two.fused.tick == 4
@@ -156,6 +158,7 @@ def test_learners_with_different_rollouts_share_ticks_and_each_sees_its_own_leng
     assert int(results[0].updates["follower"][0]) == 1
 
 
+@pytest.mark.long
 def test_a_rollout_over_several_ticks_equals_the_same_rollout_in_one() -> None:
     """A follower's batch of three ticks, against one whose partner does not learn (one tick of twelve rows)."""
     env = Roles()
@@ -221,6 +224,7 @@ def test_an_update_that_is_not_finite_is_thrown_away_and_counted() -> None:
     assert all(np.isfinite(leaf).all() for r in results for leaf in jax.tree.leaves(r.metrics))
 
 
+@pytest.mark.long
 def test_nothing_is_compiled_after_the_first_dispatch_and_memory_stays() -> None:
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -270,6 +274,7 @@ print(json.dumps({"worst": worst}))
 """
 
 
+@pytest.mark.long
 def test_lanes_over_four_devices_train_as_on_one() -> None:
     """Emulated host devices; gradients and statistics are averaged over the mesh, so only rounding may differ."""
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}

@@ -191,6 +191,7 @@ def test_check_of_a_policy_plays_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "greedy episodes: return agent" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_check_of_an_algorithm_makes_one_update(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "ppo", "rollout=4", "epochs=1", "minibatches=1", "hidden_sizes=[8]"]) == 0
     assert "one update of 4 rows" in capsys.readouterr().out

@@ -42,6 +42,7 @@ def study(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_study_trains_tests_and_tabulates_once(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said: list[str] = []
@@ -59,6 +60,7 @@ def test_a_study_trains_tests_and_tabulates_once(study: Path, tmp_path: Path) ->
     assert said == []
 
 
+@pytest.mark.long
 def test_each_world_of_a_study_has_a_file_of_its_own(study: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT.replace("{id: probe_credit_v0}", "{id: probe_memory_v0, delay: 1}"))
     worlds = "[{id: probe_memory_v0, delay: 1}, {id: probe_memory_v0, delay: 2}]"
@@ -70,6 +72,7 @@ def test_each_world_of_a_study_has_a_file_of_its_own(study: Path, tmp_path: Path
     assert build_report(sorted(out.glob("*.json")), tmp_path / "again").files["table.md"].read_text().count("###") == 2
 
 
+@pytest.mark.long
 def test_a_run_that_was_cut_short_goes_on(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     short = load_experiment(tmp_path / "tiny.yaml", ["stop.env_steps=100", "stop.wall_time=1h"]).config

@@ -17,6 +17,8 @@ from marl.io.arrays import read_file
 from marl.io.checkpoint import list_checkpoints
 from marl.io.jsonl import read_rows
 
+pytestmark = pytest.mark.long
+
 CONFIG = """
 name: job
 {seeds}

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "bench" / "ppo_cartpole"
 
@@ -26,6 +28,7 @@ def test_no_repeats_is_a_usage_error() -> None:
     assert "at least 1" in refused.stderr
 
 
+@pytest.mark.long
 def test_our_side_answers_every_line_with_one_training_run() -> None:
     side = subprocess.run(
         [sys.executable, "-W", "ignore", str(ROOT / "scripts" / "bench" / "ppo_cartpole_ours.py"), "2"],

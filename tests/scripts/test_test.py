@@ -16,7 +16,7 @@ def checks(out: str) -> list[str]:
     ("arguments", "tier"),
     [
         ((), "not slow and not parity and not gpu"),
-        (("--fast",), "not learn and not slow and not parity and not fault and not gpu"),
+        (("--fast",), "not learn and not long and not slow and not parity and not fault and not gpu"),
     ],
 )
 def test_checks_run_in_order_and_end_with_pytest(checkout: Any, arguments: tuple[str, ...], tier: str) -> None:

@@ -121,6 +121,7 @@ def test_the_action_of_a_crashed_agent_changes_nothing(chaotic, played, actions)
         np.testing.assert_array_equal(getattr(again, name), getattr(states, name))
 
 
+@pytest.mark.long
 def test_a_batch_of_batches_is_the_same_road(actions):
     """Two seeds with two lanes each run as four lanes would."""
     env = HeterogeneousHighway()
