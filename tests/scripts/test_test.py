@@ -41,7 +41,9 @@ def test_everything_runs_in_an_environment_of_its_own(checkout: Any) -> None:
     code, out, _ = checkout.run("--all", script="test")
     assert code == 0
     assert checks(out)[-2:] == ["pytest -n 2 --dist loadfile -m not slow", "pytest -m slow"]
-    assert (checkout.fake / "log").read_text().splitlines()[-1].endswith(f"-e {checkout.root}[dev,reference,worlds,atari]")
+    assert (
+        (checkout.fake / "log").read_text().splitlines()[-1].endswith(f"-e {checkout.root}[dev,reference,worlds,atari]")
+    )
     assert (checkout.root / ".venv-all").is_dir()
     assert not (checkout.root / ".venv").exists()
 
