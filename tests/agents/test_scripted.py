@@ -11,14 +11,14 @@ from marl.agents.scripted.policies import Constant, ConstantConfig, Random
 from marl.core.algorithm import Algorithm, Policy
 from marl.core.errors import UserError
 from marl.core.prng import stream
-from marl.core.spaces import Box, Discrete, MultiDiscrete
+from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete
 from marl.core.types import RoleSpec, TimeStep
 
 SPECS = (
     RoleSpec("car", 2, Box((1,)), Discrete(3)),
     RoleSpec("arm", 1, Box((1,)), Box((2,), low=-1.0, high=3.0)),
     RoleSpec("free", 1, Box((1,)), Box((1,))),
-    RoleSpec("hand", 1, Box((1,)), MultiDiscrete((2, 2))),
+    RoleSpec("hand", 1, Dict.of({"eye": Box((4, 4)), "skin": Discrete(2)}), MultiDiscrete((2, 2))),
 )
 STEP = TimeStep(
     obs={},
