@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -228,11 +228,11 @@ class RemoteGroup:
         """The process is closed by whoever started it."""
 
 
-def wait_for_any(workers: list[WorkerProcess], timeout_s: float, wake: Callable[[], None] = lambda: None) -> None:
+def wait_for_any(workers: list[WorkerProcess], timeout_s: float) -> None:
     """Sleep until some process answers."""
-    busy = {worker._replies: worker for worker in workers if worker.waiting}
-    if busy and not select.select(list(busy), [], [], timeout_s)[0]:
-        wake()
+    busy = [worker._replies for worker in workers if worker.waiting]
+    if busy:
+        select.select(busy, [], [], timeout_s)
 
 
 def _stored(field: Field) -> list[Any]:

@@ -72,6 +72,7 @@ class Slot:
         self.versions: dict[str, int] = {}
         self.stepping = False
         self.sequence = 0
+        self.finished = 0  # which of the run's rollouts its last one was
 
 
 class LocalRun:
@@ -122,6 +123,7 @@ class LocalRun:
             for name, algorithm in self.algorithms.items()
         }
         self.version = 0
+        self._finished = 0
         self.env_steps_learned = 0
         self.workers: list[WorkerProcess] = []
         self.slots: list[Slot] = []
@@ -202,11 +204,13 @@ class LocalRun:
     def _issue(self) -> bool:
         """Give tickets to the slots that have none, as far as the bound on staleness allows."""
         moved = False
-        for slot in self.slots:
-            if slot.ticket is None:
-                if not self._begin(slot):
-                    break
-                moved = True
+        idle = [slot for slot in self.slots if slot.ticket is None]
+        if not self.options.reproducible:  # who waited longest comes first; else always the same order
+            idle.sort(key=lambda slot: slot.finished)
+        for slot in idle:
+            if not self._begin(slot):
+                break
+            moved = True
         return moved
 
     def _begin(self, slot: Slot) -> bool:
@@ -284,6 +288,8 @@ class LocalRun:
         self.tickets.complete(ticket)
         slot.ticket = None
         slot.sequence += 1
+        self._finished += 1
+        slot.finished = self._finished
         self._note_faults()
         if self.options.asynchronous:  # a worker pulls new parameters right after its own push
             self._learn(None)
