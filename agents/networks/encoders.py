@@ -17,6 +17,7 @@ from .initialisers import orthogonal
 from .observations import flat_size
 
 SMALLEST_SIDE = 16  # of what is taken for a picture without being told
+WIDEST = 8192  # numbers that convolutions chosen here may leave; the linear layer after them has 512 weights for each
 
 Pair = tuple[int, int]
 
@@ -95,9 +96,8 @@ def _layers(config: NetworkConfig, sides: Pair) -> tuple[tuple[Convolution, ...]
     layers = [Convolution(c, (k, k), (s, s)) for c, k, s in zip(channels, kernels, strides, strict=True)]
     if config.cnn_channels is not None:
         count = len(config.cnn_channels)
-        own = zip(
-            config.cnn_channels, config.cnn_kernels or [3] * count, config.cnn_strides or [1] * count, strict=True
-        )
+        sizes, steps = config.cnn_kernels or (3,) * count, config.cnn_strides or (1,) * count
+        own = zip(config.cnn_channels, sizes, steps, strict=True)
         layers = [Convolution(c, _pair(k), _pair(s)) for c, k, s in own]
     left = sides
     for number, layer in enumerate(layers, 1):
@@ -106,8 +106,18 @@ def _layers(config: NetworkConfig, sides: Pair) -> tuple[tuple[Convolution, ...]
                 f"convolution {number} has a kernel of {layer.kernel}, but the picture of {sides} is {left} there; "
                 "set cnn_channels, cnn_kernels and cnn_strides"
             )
-        left = tuple((a - k) // s + 1 for a, k, s in zip(left, layer.kernel, layer.stride, strict=True))  # type: ignore[assignment]
+        left = _left(left, layer)
+    more = Convolution(layers[-1].channels, (3, 3), (2, 2))
+    while config.cnn_channels is None and math.prod(left) * more.channels > WIDEST and min(left) >= 3:
+        layers.append(more)
+        left = _left(left, more)
     return tuple(layers), config.cnn_features or features
+
+
+def _left(sides: Pair, layer: Convolution) -> Pair:
+    """The sides after a convolution."""
+    (rows, columns), (tall, wide), (down, across) = sides, layer.kernel, layer.stride
+    return (rows - tall) // down + 1, (columns - wide) // across + 1
 
 
 def _pair(sides: int | Pair) -> Pair:

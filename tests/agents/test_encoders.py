@@ -61,6 +61,14 @@ def test_the_size_of_a_picture_chooses_the_convolutions(side: int, channels: tup
         assert shapes["params"]["CNN_0"]["Dense_0"]["kernel"].shape == (3136, 512)
 
 
+def test_a_large_picture_is_made_smaller_before_the_wide_layer() -> None:
+    """A screen of 210 x 160 gets one more convolution: 10 x 7 x 64 numbers are left instead of 22 x 16 x 64."""
+    (picture,) = find_pictures(Box((210, 160, 3), **BYTES), NetworkConfig())
+    assert [layer.stride[0] for layer in picture.layers] == [4, 2, 1, 2]
+    shapes = jax.eval_shape(lambda k: Encoder((picture,)).init(k, jnp.zeros((1, 210 * 160 * 3))), stream(0, "init"))
+    assert shapes["params"]["CNN_0"]["Dense_0"]["kernel"].shape == (10 * 7 * 64, 512)
+
+
 def test_pictures_are_found_where_the_flat_vector_holds_them() -> None:
     """Both layouts give the same picture, and what is not a picture stays where it is."""
     spaces = {"a": Box((2,)), "b": Box((18, 16, 3), **BYTES), "c": Discrete(3), "d": Box((3, 18, 16), **BYTES)}
