@@ -40,12 +40,23 @@ def test_tools_are_installed_into_the_same_environment(checkout: Any) -> None:
 def test_everything_runs_in_an_environment_of_its_own(checkout: Any) -> None:
     code, out, _ = checkout.run("--all", script="test")
     assert code == 0
-    assert checks(out)[-2:] == ["pytest -n 2 --dist loadfile -m not slow", "pytest -m slow"]
-    assert (
-        (checkout.fake / "log").read_text().splitlines()[-1].endswith(f"-e {checkout.root}[dev,reference,worlds,atari]")
-    )
+    assert checks(out)[-3:] == [
+        "pytest -n 2 --dist loadfile -m not slow",
+        "pytest -m slow",
+        "pytest -k waterworld tests/interop tests/runner",
+    ]
+    *_, everything, older = (checkout.fake / "log").read_text().splitlines()
+    assert everything.endswith(f"-e {checkout.root}[dev,reference,worlds,atari]")
+    assert older.endswith(f"--target {checkout.root}/.venv-all/older pettingzoo==1.25.0 pymunk==6.11.1")
     assert (checkout.root / ".venv-all").is_dir()
     assert not (checkout.root / ".venv").exists()
+
+
+def test_chosen_tests_alone_need_no_older_packages(checkout: Any) -> None:
+    code, out, _ = checkout.run("--all", "-k", "some words", script="test")
+    assert code == 0
+    assert checks(out)[-1] == "pytest -m slow -k some words"
+    assert not (checkout.root / ".venv-all/older").exists()
 
 
 @pytest.mark.parametrize(("program", "ran"), [("RUFF", 1), ("MYPY", 3), ("LINT_IMPORTS", 4), ("PYTEST", 5)])
