@@ -144,7 +144,9 @@ def _report(parser: Parser) -> None:
 
 def _check(parser: Parser) -> None:
     parser.add_argument(
-        "target", metavar="ENV|AGENT|CONFIG", help="a registered name, package.module:Name, or a YAML file"
+        "target",
+        metavar="ENV|AGENT|CONFIG",
+        help="a registered name, package.module:Name, pettingzoo:MODULE, gymnasium:ID, a .py or a .yaml file",
     )
     _overrides(parser, "for a CONFIG: any key of the file; for an ENV or AGENT: its options")
 
