@@ -88,6 +88,7 @@ class WorkerProcess:
         self.waiting: dict[int, float] = {}  # slot: since when
         self.faults: dict[int, list[str]] = {slot: [] for slot in slots}
         self.restarts = 0
+        self.busy_s = 0.0  # spent in worlds since `take_busy`
         self._process: subprocess.Popen[bytes] | None = None
         self._spawn()
 
@@ -148,6 +149,7 @@ class WorkerProcess:
             answer = json.loads(line)
             self.waiting.pop(answer["slot"], None)
             self.faults[answer["slot"]].extend(answer.get("faults", ()))
+            self.busy_s += answer.get("seconds", 0.0)
             if "error" in answer:
                 raise WorldError(answer["error"])
 
@@ -167,6 +169,11 @@ class WorkerProcess:
             block.last[:] = True
             block.fault[:] = True
             self.faults[slot].append(words)
+
+    def take_busy(self) -> float:
+        """Seconds that the worlds took since the last call."""
+        taken, self.busy_s = self.busy_s, 0.0
+        return taken
 
     def drain(self, limit_s: float = START_LIMIT_S) -> None:
         """Wait until nothing is under way. Raises: WorldError as `poll`, or after the limit."""

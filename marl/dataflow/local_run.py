@@ -369,6 +369,8 @@ class LocalRun:
             tags = values[0] if values else {tag: 0.0 for tag in (seen[0][0] if seen else {})}
             metrics[name] = {tag: np.float32(sum(v[tag] for v in values) / max(len(values), 1)) for tag in tags}
             skipped[name] = np.int32(self.stages[name].learner.skipped)
+        for worker in self.workers:
+            self.flow.add_time("world", worker.take_busy())
         for name, stage in self.stages.items():
             self.flow.depth(name, stage.buffer.held)
         make: Any = DispatchResult  # of NumPy's numbers

@@ -12,6 +12,7 @@ import mmap
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def _lines(inbox: Any) -> Any:
 
 
 def _do(message: dict[str, Any], groups: dict[int, HostGroup], memory: int) -> dict[str, Any]:
-    slot = message["slot"]
+    slot, seconds = message["slot"], 0.0
     match message["do"]:
         case "make":
             sys.path[:] = message["path"]
@@ -69,7 +70,9 @@ def _do(message: dict[str, Any], groups: dict[int, HostGroup], memory: int) -> d
         case "start":
             groups[slot].start()
         case "advance":
+            started = time.perf_counter()
             groups[slot].advance()
+            seconds = time.perf_counter() - started
         case "replay":
             actions = {
                 role: np.asarray(rows, groups[slot].block.action[role].dtype)
@@ -77,7 +80,7 @@ def _do(message: dict[str, Any], groups: dict[int, HostGroup], memory: int) -> d
             }
             groups[slot].replay(message["lane"], message["seed"], actions)
     faults = groups[slot].new_faults()
-    return {"faults": faults} if faults else {}
+    return {"seconds": seconds, **({"faults": faults} if faults else {})}
 
 
 def _fields(stored: list[Any]) -> tuple[Field, ...]:

@@ -116,6 +116,8 @@ def test_processes_change_nothing_at_staleness_zero() -> None:
     one, other = drive(inline, 3), drive(remote, 3)
     assert_same(params(inline), params(remote))
     assert [int(r.episodes[0]) for r in one] == [int(r.episodes[0]) for r in other]
+    for result in (one[-1], other[-1]):  # worlds are timed wherever they are stepped
+        assert float(result.flow["flow/bottleneck/world"][0]) > 0
     remote.close()
 
 
