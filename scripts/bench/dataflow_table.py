@@ -15,7 +15,8 @@ other side idle; medians, with the smallest and largest window in brackets. A ra
 neighbouring windows. Start-up, compilation and the first update are not counted; ours does not count the row that
 starts an episode. *matched*: 8 worlds, 128 steps, 4 epochs of 4 minibatches, the same 64 x 64 tanh networks for actor
 and critic, parameters shared by all agents of simple_spread (IMPALA has no epochs). *best*: the fastest of 1, 8 and
-16 worlds a runner and the matched setting, for ours and for the peer; the grid is below. *cores*: processor seconds of
+16 worlds a runner and the matched setting, for ours and for the peer; the grid is below. *default*: RLlib with one
+world a runner, as it comes, beside our matched setting. *cores*: processor seconds of
 the side's processes a second; *others*: the largest share of the machine that other processes took in a window.
 """
 COLUMNS = {"matched": 0, "best": 1}
@@ -37,8 +38,10 @@ def ratios(pair: dict[str, Any]) -> list[float]:
 
 def wanted(pair: dict[str, Any]) -> float | None:
     """How many times the peer's rate ours has to be, None where nothing is asked."""
-    if pair["column"] not in COLUMNS:
+    if pair["peer"] == "raw":
         return RAW_SHARE
+    if pair["column"] not in COLUMNS:
+        return None
     both = WANTED.get((pair["task"], pair["peer"]))
     return both[COLUMNS[pair["column"]]] if both else None
 
@@ -51,7 +54,7 @@ def pairs_of(data: dict[str, Any], task: str) -> list[dict[str, Any]]:
     """A task's pairs in the order of the table."""
     order = ["raw", *PEERS.get(task, ())]
     found = [pair for pair in data.get("pairs", {}).values() if pair["task"] == task and pair["peer"] in order]
-    return sorted(found, key=lambda pair: (order.index(pair["peer"]), pair["column"] != "matched"))
+    return sorted(found, key=lambda pair: (order.index(pair["peer"]), COLUMNS.get(pair["column"], 2)))
 
 
 def summary(data: dict[str, Any]) -> dict[str, Any]:
