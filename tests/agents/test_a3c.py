@@ -229,6 +229,7 @@ def test_an_agents_gradient_does_not_depend_on_another_agents_reward(plain: Plai
     assert not same(one, two)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("specs", "turns"), [(MIXED, False), (PAIR, True)], ids=["all at once", "in turns"])
 def test_every_action_space_learns_with_memory(rollout: Any, specs: tuple[RoleSpec, ...], turns: bool) -> None:
     """V-trace finds the probabilities that acted, and every part of every network has a gradient."""
