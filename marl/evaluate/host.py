@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marl.core.algorithm import Policy
-from marl.core.errors import RunError
+from marl.core.errors import RunError, WorldError
 from marl.core.host_group import FaultPolicy, HostGroup
 from marl.core.host_rows import HostWorlds, RowBlock
 from marl.core.inference import act_lanes, check_policies, start_lanes, time_step_arrays
@@ -99,7 +99,7 @@ def play(
     step: TimeStep = time_step_arrays(block.step)
     returns = {role.name: np.zeros((lanes, role.size), np.float32) for role in worlds.roles}
     length, agent_steps = np.zeros(lanes, np.int32), np.zeros(lanes, np.int32)
-    frames = [group.worlds[0].render()] if draw else []
+    frames = [_drawn(group)] if draw else []
     for _ in range(MAX_STEPS):
         going = ~block.last
         if not going.any():
@@ -115,10 +115,23 @@ def play(
         for role, total in returns.items():
             total += block.step["reward", role] * counted[:, None]
         if draw and not block.fault[0]:
-            frames.append(group.worlds[0].render())
+            frames.append(_drawn(group))
     else:
         raise RunError(f"world {group.name}: an episode went on for {MAX_STEPS} steps; give env.max_steps")
     return EpisodeResult(returns, length, agent_steps, {}), frames  # type: ignore[arg-type]
+
+
+def _drawn(group: HostGroup) -> NDArray[np.uint8]:
+    """The picture of the first copy. Raises: WorldError if it has none."""
+    try:
+        return group.worlds[0].render()
+    except WorldError as error:
+        raise WorldError(f"world {group.name}: {error}") from error
+    except Exception as error:  # foreign code
+        why = f"render() raised {type(error).__name__}{f': {error}' if str(error) else ''}".splitlines()[0]
+        raise WorldError(
+            f"world {group.name} cannot be drawn: {why}; expected a picture for render_mode rgb_array"
+        ) from error
 
 
 def _acting(block: RowBlock) -> NDArray[np.int32]:

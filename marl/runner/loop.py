@@ -256,7 +256,7 @@ class TrainingLoop:
                 self.progress.best_return[index] = value
                 self.progress.best_env_steps[index] = self.progress.env_steps[index]
             if self.video is not None and self.config.evaluate.video:
-                self.video(index, params, self.progress.env_steps[index])
+                self._film(index, params)
         self._latest_returns = tuple(latest)
 
     def _keep(self, what: str, write: Callable[..., None], *arguments: Any) -> bool:
@@ -267,6 +267,15 @@ class TrainingLoop:
             self.event(f"{what} not stored", f"{error}; training goes on")
             return False
         return True
+
+    def _film(self, index: int, params: dict[str, Any]) -> None:
+        """Show an episode. A world that cannot be drawn is reported once, and trains on."""
+        assert self.video is not None
+        try:
+            self.video(index, params, self.progress.env_steps[index])
+        except MarlError as error:
+            self.video = None
+            self.event("no video", str(error))
 
     def seed_dir(self, index: int) -> Path:
         """Where a seed's own files go: the run folder itself, or `seed_<n>/` in a group."""

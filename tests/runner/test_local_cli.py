@@ -202,3 +202,23 @@ def test_a_gymnasium_world_goes_the_same_way(folder: Path, capsys: pytest.Captur
     assert shown["return/agent"]["mean"] == shown["length"]["mean"]
     action, _ = marl.load_policy(str(run)).act(np.zeros((1, 4), np.float32))
     assert action.shape == (1,)
+
+
+def test_a_world_that_cannot_be_drawn_trains_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dark = (
+        WORLD.read_text()
+        .replace("def render(", "def paint(")
+        .replace("self, render_mode: str | None = None, ", "self, ")
+    )
+    (folder / "dark.py").write_text(dark.replace("        self.render_mode = render_mode\n", ""))
+    config = write(folder, "dark", id="pettingzoo:dark.py", steps=300)
+    assert main(["train", config, "seeds=[1]", "evaluate.every=150", "--quiet"]) == 0
+    run = only_run(folder, "dark")
+    events = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "event"]
+    assert [row["event"] for row in events] == ["no video"]
+    assert "world pettingzoo:dark.py cannot be drawn" in str(events[0]["message"])
+    capsys.readouterr()
+    assert main(["render", str(run), "-o", "dark.gif"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: world pettingzoo:dark.py cannot be drawn: render() raised NotImplementedError")
+    assert error.count("\n") == 1
