@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -81,7 +82,10 @@ class Trial:
             self._wrong(error.check, str(error))
 
     def _wrong(self, check: str, words: str) -> None:
-        self.problems[check].setdefault(words, f"{self._where}{words}")
+        """Keep a problem, unless the same one was there before with other numbers in it."""
+        parts = words.split("'")  # what is quoted names somebody
+        parts[::2] = [re.sub(r"-?\d[\d.]*(e[-+]?\d+)?", "#", part) for part in parts[::2]]
+        self.problems[check].setdefault("'".join(parts), f"{self._where}{words}")
 
     def _first_reset(self) -> Moment:
         possible = self.game.possible
