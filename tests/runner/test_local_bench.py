@@ -15,6 +15,8 @@ from marl.core.host_rows import HostWorlds
 from marl.runner import bench
 from marl.runner.bench_local import host_stepper
 
+pytestmark = pytest.mark.long
+
 WORLD = Path(__file__).parent / "local" / "hide_v0.py"
 PPO = "{algorithm: ppo, rollout: 8, epochs: 1, minibatches: 1, hidden_sizes: [8]}"
 CONFIG = """

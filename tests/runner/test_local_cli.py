@@ -18,6 +18,8 @@ from marl.io.faults import reset_faults
 from marl.io.jsonl import read_rows
 from marl.io.metrics import Row
 
+pytestmark = pytest.mark.long
+
 WORLD = Path(__file__).parent / "local" / "hide_v0.py"
 PPO = "{algorithm: ppo, rollout: 8, epochs: 1, minibatches: 1, hidden_sizes: [8]}"
 CONFIG = """
@@ -222,3 +224,25 @@ def test_a_world_that_cannot_be_drawn_trains_and_says_so(folder: Path, capsys: p
     error = capsys.readouterr().err
     assert error.startswith("error: world pettingzoo:dark.py cannot be drawn: render() raised NotImplementedError")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ('if self.round == 3: raise ValueError("boom")', "raised ValueError: boom (episode seed"),
+        ("self.round = float('nan')", "obs of agent 0 of role 'hider' holds nan at index [3]"),
+    ],
+)
+def test_a_world_that_keeps_failing_ends_the_run_in_one_line(
+    harm: str, words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"harm{len(harm)}"
+    text = WORLD.read_text().replace("self.round += 1\n", f"self.round += 1\n        {harm}\n")
+    (folder / f"{name}.py").write_text(text)
+    assert main(["train", write(folder, name, id=f"pettingzoo:{name}.py"), "seeds=[1]", "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: world pettingzoo:{name}.py: {words}")
+    assert "so the run stops" in error
+    assert error.count("\n") == 1
+    run = only_run(folder, name)
+    assert json.loads((run / "meta.json").read_text())["status"] == "failed"

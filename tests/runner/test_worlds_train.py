@@ -25,7 +25,7 @@ evaluate: {{episodes: 4, video: false}}
 checkpoint: {{every: 1000}}
 """
 PPO = "algorithm: ppo, sharing: role, rollout: 32, epochs: 1, minibatches: 1, hidden_sizes: [16]"
-PICTURES = f"{PPO.replace('32', '8')}, cnn_channels: [8, 8], cnn_kernels: [8, 4], cnn_strides: [8, 4], cnn_features: 16"
+PICTURES = f"{PPO.replace('32', '8')}, cnn_channels: [4], cnn_kernels: [16], cnn_strides: [16], cnn_features: 16"
 
 # Of each world: its options in YAML, the modules that it needs, its roles, whether agents act in turns, the policy.
 WORLDS: dict[str, tuple[str, tuple[str, ...], dict[str, int], bool, str]] = {
@@ -70,6 +70,7 @@ def _marks(name: str) -> list[Any]:
     return marks if name in DEFAULT_TIER else [*marks, pytest.mark.slow]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in WORLDS])
 def test_a_world_trains_resumes_evaluates_and_renders_without_code(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
