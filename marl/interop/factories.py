@@ -67,6 +67,8 @@ class Source:
     def make(self, own: Mapping[str, Any], render: bool) -> Any:
         """The world. Raises: UserError if the arguments are wrong or something is not installed."""
         arguments = dict(own)
+        if render:  # films only: SDL is to look for no screen, and to say nothing where there is none
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         if render and (self.arguments is None or "render_mode" in self.arguments):
             arguments["render_mode"] = "rgb_array"
         try:
