@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import numpy as np
 from marl.core.errors import WorldError
 from marl.core.host import HostFactory, HostWorld
 from marl.core.host_rows import RowBlock
+from marl.core.watchdog import OverdueError, Watchdog
 
 RESET_ATTEMPTS = 3
 
@@ -58,6 +57,7 @@ class HostGroup:
         self.episodes = 0
         self.faults: list[str] = []
         self._reported = 0
+        self._watchdog = Watchdog(policy.timeout_s)
 
     def start(self) -> None:
         """Begin an episode in every copy, from the block's `seed`s."""
@@ -86,11 +86,12 @@ class HostGroup:
         lane = 0
         while lane < self.block.lanes:
             try:
-                with self._watch():
+                with self._watchdog.guard():
                     while lane < self.block.lanes:
                         visit(lane)
                         lane += 1
-            except _TimeoutError:
+                        self._watchdog.touch()
+            except OverdueError:
                 self._failed(lane, f"did not answer within {self.policy.timeout_s:g} s")
                 lane += 1
         self._check_numbers()
@@ -99,7 +100,7 @@ class HostGroup:
         block = self.block
         try:
             last = self.worlds[lane].step(self._actions[lane], self._rows[lane])
-        except _TimeoutError:
+        except OverdueError:
             raise
         except Exception as error:  # foreign code: whatever it raises is what we report
             self._failed(lane, _words(error))
@@ -117,7 +118,7 @@ class HostGroup:
             try:
                 self.worlds[lane].reset(seed + attempt, self._rows[lane])
                 break
-            except _TimeoutError:
+            except OverdueError:
                 raise
             except Exception as error:
                 self._report(lane, _words(error), "reset")
@@ -169,7 +170,8 @@ class HostGroup:
 
     def _check_numbers(self) -> None:
         for path, array in self._floats:
-            if np.isfinite(array).all():
+            # A sum is finite if all its parts are, and costs less than looking at each; it may overflow, though.
+            if math.isfinite(np.add.reduce(array, axis=None)) or np.isfinite(array).all():
                 continue
             for lane in range(self.block.lanes):
                 bad = np.argwhere(~np.isfinite(array[lane]))
@@ -184,33 +186,12 @@ class HostGroup:
         self._reported = len(self.faults)
         return fresh
 
-    @contextlib.contextmanager
-    def _watch(self) -> Iterator[None]:
-        """Interrupts a world that hangs, where that is possible: in the main thread, between Python instructions."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGALRM, _on_alarm)
-        signal.setitimer(signal.ITIMER_REAL, self.policy.timeout_s)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-            signal.signal(signal.SIGALRM, before)
-
     def close(self) -> None:
         """Close every copy; what they raise then is nobody's business any more."""
+        self._watchdog.close()
         for world in self.worlds:
             with contextlib.suppress(Exception):
                 world.close()
-
-
-class _TimeoutError(BaseException):
-    """Passes through a world's own `except Exception`."""
-
-
-def _on_alarm(number: int, frame: FrameType | None) -> None:
-    raise _TimeoutError
 
 
 def _words(error: Exception) -> str:

@@ -19,13 +19,16 @@ from marl.core.errors import ConfigError
 from marl.core.host_rows import Path, nest
 from marl.core.types import Array, ByRole, Key, TimeStep, Tree
 
+_IMPL = "threefry2x32"  # of the keys of `core.prng.stream`
+
 
 @struct.dataclass
 class LaneMemory:
-    """What B lanes keep between rows beside their worlds. carry: by policy, leaves `[B, ...]`.  key: `[B]`."""
+    """What B lanes keep between rows beside their worlds. carry: by policy, leaves `[B, ...]`.  key: the numbers of a
+    key each, u32 `[B, 2]`: typed keys at the boundary of a program would cost as much as a small network."""
 
     carry: dict[str, Tree]
-    key: Key
+    key: Array
 
 
 @struct.dataclass
@@ -74,7 +77,8 @@ def start_lanes(policies: Mapping[str, Policy], keys: Key) -> tuple[LaneMemory, 
 
     def one(key: Key) -> tuple[LaneMemory, Array]:
         own, k_world, _ = jax.random.split(key, 3)
-        return LaneMemory({name: policy.initial_carry() for name, policy in policies.items()}, own), _seed(k_world)
+        carry = {name: policy.initial_carry() for name, policy in policies.items()}
+        return LaneMemory(carry, jax.random.key_data(own)), _seed(k_world)
 
     memory: tuple[LaneMemory, Array] = jax.vmap(one)(keys)
     return memory
@@ -91,7 +95,7 @@ def act_lanes(
     """What every policy does on one row of B lanes; leaves of `step` are `[B, ...]`."""
 
     def one(memory: LaneMemory, step: TimeStep) -> tuple[LaneMemory, Acted]:
-        key, k_world, k_act = jax.random.split(memory.key, 3)
+        key, k_world, k_act = jax.random.split(jax.random.wrap_key_data(memory.key, impl=_IMPL), 3)
         carries, actions, extras, before = {}, {}, {}, {}
         for index, (name, policy) in enumerate(policies.items()):
             own_key = k_act if len(policies) == 1 else jax.random.fold_in(k_act, index)
@@ -103,7 +107,7 @@ def act_lanes(
                 params[name], old, restrict(step, policy.roles), own_key, explore=explore
             )
             actions.update(acts)
-        return LaneMemory(carries, key), Acted(before, _seed(k_world), actions, extras)
+        return LaneMemory(carries, jax.random.key_data(key)), Acted(before, _seed(k_world), actions, extras)
 
     result: tuple[LaneMemory, Acted] = jax.vmap(one)(memory, step)
     return result

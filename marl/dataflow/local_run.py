@@ -20,7 +20,7 @@ from marl.core.env import AnyEnvironment
 from marl.core.errors import ConfigError, RunError
 from marl.core.host_group import FaultPolicy
 from marl.core.host_rows import HostWorlds
-from marl.core.inference import LaneMemory, check_policies, start_lanes
+from marl.core.inference import Acted, LaneMemory, check_policies, start_lanes
 from marl.core.prng import stream
 from marl.core.types import Key, Tree
 from marl.dataflow.chunks import Chunk, chunk_id
@@ -68,6 +68,7 @@ class Slot:
     def __init__(self, index: int, lanes: HostSlot | JaxSlot) -> None:
         self.index, self.lanes = index, lanes
         self.memory: LaneMemory | None = None
+        self.answer: tuple[LaneMemory, Acted] | None = None  # asked for the row in hand, perhaps not computed yet
         self.ticket: Ticket | None = None
         self.versions: dict[str, int] = {}
         self.stepping = False
@@ -220,51 +221,71 @@ class LocalRun:
         return slot.ticket is not None
 
     def _infer(self) -> bool:
-        """Act in every slot whose row is in hand."""
+        """Ask the server for every slot whose row is in hand, and let the slots move whose answer was asked for."""
         ready = [slot for slot in self.slots if slot.ticket is not None and not slot.stepping]
-        host = [slot for slot in ready if isinstance(slot.lanes, HostSlot)]
-        if host:
-            started = time.perf_counter()
-            requests = [Request(slot.versions, slot.memory, slot.lanes.step) for slot in host]  # type: ignore[arg-type,union-attr]
-            answers = self.server.act(requests)
-            jax.block_until_ready(answers[-1][1].seed)
-            self.flow.add_time("inference", time.perf_counter() - started)
-            for slot, (memory, acted) in zip(host, answers, strict=True):
-                slot.memory, slot.stepping = memory, True
-                assert isinstance(slot.lanes, HostSlot)
-                started = time.perf_counter()
-                slot.lanes.record(acted)
-                recorded = time.perf_counter()
-                slot.lanes.handle.send()
-                self.flow.add_time("actor", recorded - started)
-                self.flow.add_time("actor" if self.workers else "world", time.perf_counter() - recorded)
+        self._ask([slot for slot in ready if slot.answer is None and isinstance(slot.lanes, HostSlot)])
         for slot in ready:
             if isinstance(slot.lanes, JaxSlot):
                 started = time.perf_counter()
                 filled = slot.lanes.fill(self.server.params(slot.versions), slot.versions)
                 self.flow.add_time("world", time.perf_counter() - started)
                 self._finish(slot, filled)
+                continue
+            self._send(slot)
+            if not self.workers:
+                # Its worlds have moved, so its next actions are computed while the other slots' worlds move.
+                self._take(slot)
+                if slot.ticket is not None:
+                    self._ask([slot])
         return bool(ready)
+
+    def _ask(self, slots: list[Slot]) -> None:
+        """Dispatch inference for the rows in hand; nobody waits for it here."""
+        if not slots:
+            return
+        started = time.perf_counter()
+        requests = [Request(slot.versions, slot.memory, slot.lanes.step) for slot in slots]  # type: ignore[arg-type,union-attr]
+        for slot, answer in zip(slots, self.server.act(requests), strict=True):
+            slot.answer = answer
+        self.flow.add_time("inference", time.perf_counter() - started)
+
+    def _send(self, slot: Slot) -> None:
+        """Give a slot's worlds the actions that were asked for."""
+        assert slot.answer is not None
+        assert isinstance(slot.lanes, HostSlot)
+        (slot.memory, acted), slot.answer = slot.answer, None
+        started = time.perf_counter()
+        jax.block_until_ready(acted.seed)
+        answered = time.perf_counter()
+        slot.lanes.record(acted)
+        recorded = time.perf_counter()
+        slot.lanes.handle.send()
+        slot.stepping = True
+        self.flow.add_time("inference", answered - started)
+        self.flow.add_time("actor", recorded - answered)
+        self.flow.add_time("actor" if self.workers else "world", time.perf_counter() - recorded)
 
     def land(self) -> bool:
         """Take the rows that worlds have moved to."""
         moved = False
         for slot in self.slots:
-            if not slot.stepping:
-                continue
-            assert isinstance(slot.lanes, HostSlot)
-            if not slot.lanes.handle.ready():
-                continue
-            moved, slot.stepping = True, False
-            started = time.perf_counter()
-            played = slot.lanes.landed()
-            if played is not None:
-                self._counts.append(played)
-            filled = slot.lanes.take(slot.versions) if slot.lanes.full else None
-            self.flow.add_time("actor", time.perf_counter() - started)
-            if filled is not None:
-                self._finish(slot, filled)
+            if slot.stepping and isinstance(slot.lanes, HostSlot) and slot.lanes.handle.ready():
+                self._take(slot)
+                moved = True
         return moved
+
+    def _take(self, slot: Slot) -> None:
+        """Take the row that a slot's worlds have moved to, and hand a full rollout over."""
+        assert isinstance(slot.lanes, HostSlot)
+        slot.stepping = False
+        started = time.perf_counter()
+        played = slot.lanes.landed()
+        if played is not None:
+            self._counts.append(played)
+        filled = slot.lanes.take(slot.versions) if slot.lanes.full else None
+        self.flow.add_time("actor", time.perf_counter() - started)
+        if filled is not None:
+            self._finish(slot, filled)
 
     def _finish(self, slot: Slot, filled: Filled) -> None:
         """Hand a full rollout over and let the slot ask for its next ticket."""

@@ -72,7 +72,7 @@ def restore(run: LocalRun, stored: Mapping[str, Any]) -> None:
 def _restore_slot(run: LocalRun, slot: Slot, stored: Mapping[str, Any]) -> None:
     number, index, version = (int(x) for x in stored["ticket"])
     slot.ticket = Ticket(number, index, version) if number else None
-    slot.sequence = int(stored["sequence"])
+    slot.sequence, slot.answer = int(stored["sequence"]), None  # what was asked for is asked for again
     slot.versions = {name: int(v) for name, v in stored["versions"].items()}
     if isinstance(slot.lanes, JaxSlot):
         slot.lanes.lanes = unpack(stored["lanes"], slot.lanes.lanes, "worlds")

@@ -124,8 +124,9 @@ def check_local(config: ExperimentConfig, plan: Plan) -> None:
 
 
 def slots(config: ExperimentConfig, plan: Plan) -> int:
-    """How many groups of lanes: as configured; `auto`: two a process, so that one moves while the other one's actions
-    are inferred; without processes one, or where each is a worker with gradients of its own up to four.
+    """How many groups of lanes: as configured; `auto`: two a process that steps worlds, so that one moves while the
+    other one's actions are inferred; without processes one (a small network answers sooner than a call of its own
+    costs), or where each is a worker with gradients of its own up to four.
 
     Raises: ConfigError if the processes cannot share the lanes evenly.
     """
