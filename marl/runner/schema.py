@@ -81,7 +81,8 @@ _DEVICE = re.compile(r"auto|(cpu|gpu|tpu)(:\d{1,4})?")
 def valid_device(text: str) -> str:
     """The text itself if it can name a device. Raises: ValueError otherwise."""
     if not _DEVICE.fullmatch(text):
-        raise ValueError("expected auto, cpu, gpu or tpu, or one of several as in gpu:1")
+        near = did_you_mean(text, ("auto", "cpu", "gpu", "tpu"))
+        raise ValueError(f"expected auto, cpu, gpu or tpu, or one of several as in gpu:1{near}")
     return text
 
 

@@ -116,7 +116,7 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
         edited("probe_value_v0", "probe_vale_v0"),
         ["exp.yaml:3: env.id: unknown environment 'probe_vale_v0'", "did you mean 'probe_value_v0'?"],
     ),
-    "host world": (edited("probe_value_v0", "'gymnasium:A-v1'"), ["exp.yaml:3: env.id: ", "not available yet"]),
+    "host world": (edited("probe_value_v0", "'gymnasium:A-v1'"), ["exp.yaml:3: env: there is no environment 'A-v1'"]),
     "world that is not there": (
         edited("probe_value_v0", "'no.such:World'"),
         ["exp.yaml:3: env.id: cannot import 'no.such:World'"],
