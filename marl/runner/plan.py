@@ -99,9 +99,25 @@ def make_plan(config: ExperimentConfig) -> Plan:
         if key in frozen:
             kept["checkpoint"] = str(frozen[key])
         sections[key] = AgentSection(**kept, **options.model_dump(mode="json"))
+    if host is not None and not any(policy.needs.global_state for policy in policies.values()):
+        env, host = _without_state(env, host)
     learners = tuple(name for name, policy in policies.items() if hasattr(policy, "update") and name not in frozen)
     full = config.model_copy(update={"env": EnvSection(id=config.env.id, **env_options), "agents": sections})
     return Plan(full, env, host, policies, learners, frozen, casts)
+
+
+def _without_state(env: Any, host: HostWorlds) -> tuple[Any, HostWorlds]:
+    """The same world without the global state that nobody reads: many compute it anew, agent by agent, at every step.
+
+    A `state` that was asked for stays.
+    """
+    arguments = host.factory.arguments
+    if "state" in arguments["options"] or all(role.state_space is None for role in host.roles):
+        return env, host
+    env.close()
+    options = {**arguments["options"], "state": False}
+    lean, world = HostWorlds.of(HostFactory(host.factory.function, {**arguments, "options": options}))
+    return world, lean
 
 
 def _policy(cast: Cast, axis: str | None) -> Policy:
