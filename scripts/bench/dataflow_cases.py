@@ -111,4 +111,10 @@ def grid(name: str, task: str) -> list[Side]:
 
 def raw(processes: int) -> Side:
     """simple_spread's own stepping rate."""
-    return Side("raw", "sb3", "peers/mpe2_side.py", {"processes": processes}, f"{processes} processes")
+    return Side(
+        "raw",
+        "sb3",
+        "peers/mpe2_side.py",
+        {"processes": processes},
+        "one process" if processes == 1 else f"{processes} processes",
+    )
