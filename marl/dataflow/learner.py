@@ -51,7 +51,7 @@ class LearnerCore:
 
     def gradient(self, params: Tree, batch: Trajectory, key: Key) -> tuple[Tree, Metrics]:
         """What a worker does with the parameters it pulled."""
-        found: tuple[Tree, Metrics] = _gradient(self.algorithm, params, batch, key)
+        found: tuple[Tree, Metrics] = _gradient(self.algorithm, self._on_device(params), batch, key)
         return found
 
     def apply(self, grads: Tree, metrics: Metrics, env_steps: int) -> Metrics:

@@ -29,7 +29,7 @@ from marl.dataflow.groups import GroupHandle, InlineGroup, RemoteGroup, WorkerPr
 from marl.dataflow.learning import Counts, DispatchResult
 from marl.dataflow.server import PolicyServer, Request
 from marl.dataflow.slots import Filled, HostSlot, JaxSlot
-from marl.dataflow.stage import LearnerStage
+from marl.dataflow.stage import LearnerStage, common_rollout
 from marl.dataflow.store import ParameterStore
 from marl.dataflow.tickets import Ticket, Tickets
 
@@ -42,7 +42,7 @@ class LocalOptions:
 
     max_staleness: in versions; None: no bound.  asynchronous: every slot is a worker whose gradient is applied when it
     arrives (A3C).  random_phase: slots begin their first rollout at different rows.  actors, inference, learner:
-    devices; actors is where JAX worlds run.
+    devices; None for JAX's default one. Worlds in JAX, policies included, run on `actors`, those in Python on the CPU.
     """
 
     num_envs: int
@@ -53,6 +53,7 @@ class LocalOptions:
     random_phase: bool = False
     updates_per_dispatch: int = 1
     faults: FaultPolicy = dataclasses.field(default_factory=FaultPolicy)
+    actors: jax.Device | None = None
     inference: jax.Device | None = None
     learner: jax.Device | None = None
 
@@ -94,7 +95,7 @@ class LocalRun:
         self.worlds, self.policies, self.options, self.seed = worlds, dict(policies), options, seed
         self.algorithms: dict[str, Algorithm] = {name: policies[name] for name in learners}  # type: ignore[misc]
         self.fixed = {name: fixed.get(name, ()) for name in policies if name not in self.algorithms}
-        self.length = _rollout(self.algorithms)
+        self.length = common_rollout(self.algorithms)
         self.keep_state = any(policy.needs.global_state for policy in self.algorithms.values())
         if options.num_envs % options.slots:
             raise ConfigError(f"{options.num_envs} lanes cannot be split evenly over {options.slots} slots")
@@ -157,7 +158,9 @@ class LocalRun:
         options, count = self.options, self.options.slots
         if not isinstance(self.worlds, HostWorlds):
             for index in range(count):
-                lanes = JaxSlot(self.worlds, self.policies, list(self.algorithms), self.length, self.keep_state)
+                lanes = JaxSlot(
+                    self.worlds, self.policies, list(self.algorithms), self.length, self.keep_state, options.actors
+                )
                 self.slots.append(Slot(index, lanes))
             return
         check_policies(self.policies)
@@ -323,7 +326,6 @@ class LocalRun:
             if not self._may_publish():
                 return False
             self._publish()
-            self._pending = None
             return True
         if not prepared or (goal is not None and self.version >= goal):
             return False
@@ -342,7 +344,6 @@ class LocalRun:
         if self.options.reproducible:
             jax.block_until_ready(self._pending)
             self._publish()
-            self._pending = None
         self.flow.add_time("learner", time.perf_counter() - started)
         return True
 
@@ -352,6 +353,7 @@ class LocalRun:
 
     def _publish(self) -> None:
         """Make the learners' parameters the newest version, and forget those that nobody acts with any more."""
+        self._pending = None
         for name, stage in self.stages.items():
             self.version = self.store.publish(name, stage.learner.published())
             self.server.load(name, self.version, self.store.latest(name)[1])
@@ -359,6 +361,15 @@ class LocalRun:
             if self.options.asynchronous:  # gradients of what waits are still to be taken, at those parameters
                 used |= stage.buffer.versions
             self.server.unload(name, used | {self.version})
+
+    def settle(self) -> None:
+        """Finish what is under way: rows that worlds are moving to, and an update that is not published yet."""
+        for worker in self.workers:
+            worker.drain()
+        self.land()
+        if self._pending is not None:
+            jax.block_until_ready(self._pending)
+            self._publish()
 
     def params(self) -> dict[str, Tree]:
         """The newest parameters of every policy."""
@@ -426,14 +437,6 @@ class LocalRun:
 @partial(jax.jit, static_argnums=0)
 def _start_lanes(cast: tuple[tuple[str, Policy], ...], keys: Key) -> tuple[LaneMemory, Any]:
     return start_lanes(dict(cast), keys)
-
-
-def _rollout(algorithms: Mapping[str, Algorithm]) -> int:
-    lengths = {name: algorithm.needs.rollout for name, algorithm in algorithms.items()}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        raise ConfigError(f"rollout lengths differ ({listed}); dataflow.kind local needs one length for all learners")
-    return next(iter(lengths.values()), 1)
 
 
 def _sum(counts: Sequence[Counts]) -> Counts:

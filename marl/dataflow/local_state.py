@@ -20,9 +20,7 @@ from marl.dataflow.tickets import Ticket
 
 def snapshot(run: LocalRun) -> dict[str, Any]:
     """The whole run as a plain tree: learners, tickets, buffers, store, open rollouts, worlds."""
-    for worker in run.workers:
-        worker.drain()
-    run.land()
+    run.settle()
     slots = []
     for slot in run.slots:
         stored: dict[str, Any] = {

@@ -285,20 +285,30 @@ class JaxSlot:
         learners: Sequence[str],
         length: int,
         keep_state: bool,
+        device: jax.Device | None = None,
     ) -> None:
+        self.device = device
         self.env, self.cast, self.learners = env, tuple(policies.items()), tuple(learners)
         self.length, self.keep_state = length, keep_state
         self.lanes: Lane | None = None
 
     def start(self, params: Mapping[str, Tree], keys: Key) -> None:
         """Fresh lanes, one a key `[B]`."""
-        self.lanes = _begin(self.env, self.cast, dict(params), keys)
+        self.lanes = _begin(self.env, self.cast, *self._here((dict(params), keys)))
+
+    def _here(self, tree: Tree) -> Tree:
+        return tree if self.device is None else jax.device_put(tree, self.device)
 
     def fill(self, params: Mapping[str, Tree], versions: Mapping[str, int]) -> Filled:
         """One rollout with these parameters, by policy name."""
         numbers = {name: jnp.asarray(versions[name], jnp.int32) for name in self.learners}
         self.lanes, trajectories, counts = _roll(
-            self.env, self.cast, self.learners, self.length, self.keep_state, dict(params), self.lanes, numbers
+            self.env,
+            self.cast,
+            self.learners,
+            self.length,
+            self.keep_state,
+            *self._here((dict(params), self.lanes, numbers)),
         )
         return Filled(*jax.device_get((trajectories, counts)))
 

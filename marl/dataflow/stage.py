@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from marl.core.algorithm import Algorithm
-from marl.core.errors import RunError
+from marl.core.algorithm import Algorithm, Policy
+from marl.core.errors import ConfigError, RunError
 from marl.core.types import Key, Metrics, Trajectory, Tree
 from marl.dataflow.buffers import Accepted, FifoBuffer, Lease
 from marl.dataflow.chunks import Chunk, concatenate
@@ -128,3 +128,12 @@ class LearnerStage:
         if self.replay is not None:
             self.replay.restore(stored["replay"])
         self._ahead = None
+
+
+def common_rollout(algorithms: Mapping[str, Policy]) -> int:
+    """Rows of a rollout. Raises: ConfigError if the learners do not want the same."""
+    lengths = {name: algorithm.needs.rollout for name, algorithm in algorithms.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise ConfigError(f"rollout lengths differ ({listed}); dataflow.kind local needs one length for all learners")
+    return next(iter(lengths.values()), 1)

@@ -8,11 +8,12 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from marl.core.errors import UserError
+from marl.core.errors import ConfigError, UserError
 from marl.core.host_group import FaultPolicy
 from marl.core.types import Tree
 from marl.dataflow.fused import Fused
 from marl.dataflow.local import Local, LocalOptions
+from marl.dataflow.stage import common_rollout
 from marl.evaluate.host import HostEpisodePlayer, HostEvaluator
 from marl.evaluate.protocol import EpisodePlayer, Evaluator
 from marl.io.checkpoint import load_arrays
@@ -115,11 +116,10 @@ def check_local(config: ExperimentConfig, plan: Plan) -> None:
                 "expected less, or agents with correction: vtrace"
             )
             raise config.source.error(("dataflow", "max_staleness"), text)
-    lengths = {name: plan.policies[name].needs.rollout for name in plan.learners}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        text = f"rollout lengths differ ({listed}); dataflow.kind local needs one length for all learners"
-        raise config.source.error(("agents",), text)
+    try:
+        common_rollout({name: plan.policies[name] for name in plan.learners})
+    except ConfigError as error:
+        raise config.source.error(("agents",), str(error)) from error
     check_memory(config, plan)
 
 
@@ -219,17 +219,21 @@ def build_local(config: ExperimentConfig, plan: Plan) -> Local:
         random_phase=bool(local.random_phase) and local.random_phase != "auto",
         updates_per_dispatch=updates_per_dispatch(config, plan),
         faults=FaultPolicy(faults.share, faults.grace, faults.timeout),
-        inference=_chosen(config, "inference"),
-        learner=_chosen(config, "learner"),
+        **_devices(config),
     )
     worlds = plan.jax_env if plan.host is None else plan.host
     return Local(worlds, plan.policies, plan.learners, frozen_params(plan), options, config.seed_list)
 
 
-def _chosen(config: ExperimentConfig, part: str) -> jax.Device | None:
-    """The device of a part; None for JAX's default one."""
-    devices = device(config, part)
-    return None if getattr(config.dataflow.devices, part) == "auto" else devices[0]
+def _devices(config: ExperimentConfig) -> dict[str, jax.Device]:
+    """By part of a local run its device; none where all are left to JAX, so that nothing is moved about.
+
+    One that is left open beside another that is not must be JAX's default device, not wherever its input comes from.
+    """
+    parts = ("actors", "inference", "learner")
+    if all(getattr(config.dataflow.devices, part) == "auto" for part in parts):
+        return {}
+    return {part: device(config, part)[0] for part in parts}
 
 
 def build_dataflow(config: ExperimentConfig, plan: Plan) -> Fused | Local:
