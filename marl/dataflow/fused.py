@@ -24,11 +24,10 @@ from marl.core.env import AnyEnvironment
 from marl.core.errors import ConfigError
 from marl.core.prng import stream
 from marl.core.types import Array, Key, LearnerState, Metrics, Trajectory, Tree
+from marl.dataflow.learning import MESH_AXIS as MESH_AXIS
 from marl.dataflow.learning import DispatchResult, learn, trajectory_of
 from marl.dataflow.learning import count as count_rows
 from marl.io import checkpoint
-
-MESH_AXIS = "data"
 
 
 @struct.dataclass
@@ -93,6 +92,7 @@ class Fused:
                 f"dataflow.num_envs: {num_envs} lanes cannot be split evenly over {len(self.devices)} devices"
             )
         self.mesh = Mesh(np.asarray(self.devices), (MESH_AXIS,))
+        self._axis = MESH_AXIS if len(self.devices) > 1 else None
         self._specs: FusedState | None = None
         self._dispatch: Any = None
 
@@ -182,7 +182,9 @@ class Fused:
             segment = trajectory_of(self.learners[name], name, rollout, learner.updates)
             count = self.segments[name]
             if count == 1:
-                learner, bad, metrics = learn(self.learners[name], learner, state.skipped[name], segment, own_key)
+                learner, bad, metrics = learn(
+                    self.learners[name], learner, state.skipped[name], segment, own_key, self._axis
+                )
                 updated = jnp.ones((), jnp.int32)
             else:
                 # The index comes from the scan's inputs, so that `cond` stays a branch under vmap over seeds.
@@ -198,7 +200,8 @@ class Fused:
         self, due: Array, name: str, learner: LearnerState, skipped: Array, batch: Trajectory, key: Key
     ) -> tuple[LearnerState, Array, Metrics]:
         def update(args: Tree) -> Tree:
-            return learn(self.learners[name], *args)
+            old, bad, rows, own_key = args
+            return learn(self.learners[name], old, bad, rows, own_key, self._axis)
 
         arguments = (learner, skipped, batch, key)
         metric_shapes = jax.eval_shape(update, arguments)[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,31 @@ import numpy as np
 from marl.core.algorithm import Algorithm
 from marl.core.types import Key, LearnerState, Metrics, Trajectory, Tree
 from marl.dataflow.learning import guarded, learn, pack, unpack
+
+
+class Learner(Protocol):
+    """What a `LearnerStage` drives: `LearnerCore` on one device, `ShardedLearner` on several, `LearnerGroup` across
+    processes.
+
+    skipped: updates thrown away in a row, for `int`.  pending: of the newest update; it has `is_ready` and
+    `block_until_ready`. A placed batch is only given back to the learner that placed it.
+    """
+
+    name: str
+    algorithm: Algorithm
+
+    @property
+    def skipped(self) -> Any: ...
+    @property
+    def pending(self) -> Any: ...
+    def start(self, key: Key) -> None: ...
+    def place(self, batch: Trajectory) -> Any: ...
+    def update(self, batch: Any, env_steps: int, key: Key) -> Any: ...
+    def gradient(self, params: Tree, batch: Any, key: Key) -> tuple[Tree, Any]: ...
+    def apply(self, grads: Tree, metrics: Any, env_steps: int) -> Any: ...
+    def published(self) -> Tree: ...
+    def snapshot(self) -> dict[str, Any]: ...
+    def restore(self, stored: Mapping[str, Any]) -> None: ...
 
 
 class LearnerCore:
@@ -60,6 +85,11 @@ class LearnerCore:
             self.algorithm, self.state, self.skipped, grads, metrics, np.float32(env_steps)
         )
         return metrics
+
+    @property
+    def pending(self) -> Any:
+        """Tells when the newest update is done."""
+        return self.state.updates
 
     # ---- what others see ------------------------------------------------------------------------------------------
 

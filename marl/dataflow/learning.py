@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from marl.core.algorithm import Algorithm, Policy
 from marl.core.collect import Rollout, restrict
 from marl.core.errors import CheckpointError
 from marl.core.types import Array, Key, LearnerState, Metrics, Trajectory, Tree
+
+MESH_AXIS = "data"  # the mesh axis over which lanes are split and learners average
+PRIORITY = "priority"  # the one metric that is a number a lane
 
 
 @struct.dataclass
@@ -36,6 +39,14 @@ class DispatchResult:
     length: Array
     info: dict[str, Array]
     flow: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+
+class Updates(NamedTuple):
+    """What a dispatch's updates amount to, by policy name: mean metrics, how many, how many thrown away in a row."""
+
+    metrics: dict[str, Metrics]
+    updates: dict[str, Array]
+    skipped: dict[str, Array]
 
 
 @struct.dataclass
@@ -87,18 +98,26 @@ def trajectory_of(policy: Policy, name: str, rollout: Rollout, version: Array) -
 
 
 def learn(
-    algorithm: Algorithm, learner: LearnerState, skipped: Array, batch: Trajectory, key: Key
+    algorithm: Algorithm, learner: LearnerState, skipped: Array, batch: Trajectory, key: Key, axis: str | None = None
 ) -> tuple[LearnerState, Array, Metrics]:
-    """One update; one that is not finite is thrown away and counted, so no NaN is ever published."""
+    """One update; one that is not finite is thrown away and counted, so no NaN is ever published. axis: as `guarded`"""
     new, metrics = algorithm.update(learner, batch, key)
-    return guarded(new, metrics, learner, skipped)
+    return guarded(new, metrics, learner, skipped, axis)
 
 
 def guarded(
-    new: LearnerState, metrics: Metrics, old: LearnerState, skipped: Array
+    new: LearnerState, metrics: Metrics, old: LearnerState, skipped: Array, axis: str | None = None
 ) -> tuple[LearnerState, Array, Metrics]:
-    """The new state with its metrics if both are finite, else the old one; skipped: updates thrown away in a row."""
+    """The new state with its metrics if both are finite, else the old one; skipped: updates thrown away in a row.
+
+    axis: the mesh axis of devices that share the update. Metrics are averaged over it, and what is not finite on one
+    of them is thrown away on all, so that their states stay the same.
+    """
+    if axis is not None:
+        metrics = {tag: value if tag == PRIORITY else jax.lax.pmean(value, axis) for tag, value in metrics.items()}
     finite = _all_finite((new.params, metrics))
+    if axis is not None:
+        finite = jax.lax.pmin(finite.astype(jnp.int32), axis) > 0
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     metrics = {tag: jnp.where(finite, value, 0.0).astype(jnp.float32) for tag, value in metrics.items()}
     return kept, jnp.where(finite, 0, skipped + 1).astype(jnp.int32), metrics
@@ -131,3 +150,27 @@ def unpack(stored: Sequence[np.ndarray[Any, Any]], like: Tree, what: str) -> Tre
 
 def _is_key(x: object) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def add_counts(counts: Sequence[Counts]) -> Counts:
+    """The sum of one or more."""
+    return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *counts)  # type: ignore[no-any-return]
+
+
+def report(counts: Sequence[Counts], updates: Updates, flow: Mapping[str, float]) -> DispatchResult:
+    """What a dispatch of one seed reports; leaves are NumPy's numbers without a seed axis."""
+    total = add_counts(counts)
+    make: Any = DispatchResult
+    made: DispatchResult = make(
+        metrics=updates.metrics,
+        env_steps=total.env_steps,
+        agent_steps=total.agent_steps,
+        updates=updates.updates,
+        skipped=updates.skipped,
+        episodes=total.episodes,
+        returns=total.returns,
+        length=total.length,
+        info=total.info,
+        flow={tag: np.float64(value) for tag, value in flow.items()},
+    )
+    return made

@@ -278,16 +278,15 @@ def _local(dispatches: int, width: int) -> dict[str, Any]:
             stage = local.runs[0].stages["all"]
             offered = stage.offer
 
-            def keep(chunk: Any, version: int, offered: Any = offered) -> None:
+            def keep(chunk: Any, version: int, offered: Any = offered) -> Any:
                 firsts.append(np.array(chunk.trajectory.action["agent"]))
-                offered(chunk, version)
+                return offered(chunk, version)
 
             stage.offer = keep  # type: ignore[method-assign]
             local.dispatch(local, [0])
             stage.offer = offered  # type: ignore[method-assign]
-            placed = [
-                next(iter(x.devices())) for x in jax.tree.leaves((stage.learner.state, local.published(local, 0)))
-            ]
+            learner: Any = stage.learner
+            placed = [next(iter(x.devices())) for x in jax.tree.leaves((learner.state, local.published(local, 0)))]
             local.dispatch(local, [0])
             started, steps, busy = time.perf_counter(), 0, []
             for _ in range(dispatches):
