@@ -49,7 +49,7 @@ class PPO(ActorCritic):
 
     def __init__(self, config: PPOConfig, roles: tuple[RoleSpec, ...], axis: str | None = None) -> None:
         super().__init__(config, roles, axis)
-        self._optimiser = optimiser(config, axis)
+        self._optimiser = optimiser(config)
 
     @property
     def needs(self) -> DataNeeds:
@@ -81,7 +81,9 @@ class PPO(ActorCritic):
             rows = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, *a.shape[3:]), rows)
         rate = state.hyper["learning_rate"] * self.schedule(state.env_steps)
         losses = self._losses(state.hyper)
-        params, opt, metrics = optimise(self.config, self._optimiser, losses, params, state.opt, rows, rate, key)
+        params, opt, metrics = optimise(
+            self.config, self._optimiser, losses, params, state.opt, rows, rate, key, self.axis
+        )
         metrics |= measured | {"optim/learning_rate": rate}
         if self.axis is not None:
             metrics = jax.lax.pmean(metrics, self.axis)

@@ -29,12 +29,10 @@ def each_network(f: Callable[..., T], first: Networks, *others: Networks) -> Map
     return {k: {n: f(x, *(o[k][n] for o in others)) for n, x in by_name.items()} for k, by_name in first.items()}
 
 
-def optimiser(config: PPOConfig, axis: str | None) -> optax.GradientTransformation:
-    """Adam's direction for one group's network, gradient averaged over the mesh axis and then limited in norm."""
-    average = optax.stateless(lambda grads, _: jax.lax.pmean(grads, axis)) if axis else optax.identity()
-    return optax.chain(
-        average, optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps)
-    )
+def optimiser(config: PPOConfig) -> optax.GradientTransformation:
+    """Adam's direction for one group's network, gradient limited in norm."""
+    limit, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps)
+    return optax.chain(optax.identity(), limit, adam)  # the first keeps Adam's place in saved states: third
 
 
 def ravel(stacked: Tree) -> Array:
@@ -52,11 +50,13 @@ def optimise(
     rows: Networks,
     rate: Array,
     key: Key,
+    mesh_axis: str | None = None,
 ) -> tuple[Networks, Networks, Metrics]:
     """`epochs` passes, each in `minibatches` parts of the L rows (`[G, L, ...]`) or sequences (`[G, T, L, ...]`).
 
     Every group's gradient is limited and applied on its own, so no agent's step depends on another's gradient. The
-    optimiser works on one vector a group: many small arrays would cost more in calls than in arithmetic.
+    optimiser works on one vector a group: many small arrays would cost more in calls than in arithmetic. Gradients are
+    averaged over `mesh_axis` first.
     Returns: parameters, optimiser states, and metrics averaged over groups and steps.
     Raises: ShapeError if `minibatches` does not divide L.
     """
@@ -82,6 +82,8 @@ def optimise(
             def gradient_step(vector: Array, state: Tree, batch: Tree) -> tuple[Array, Tree, Metrics]:
                 grads, metrics = jax.grad(loss, has_aux=True)(_unravel(vector, stacked), batch)
                 grad = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(grads)])
+                if mesh_axis is not None:
+                    grad = jax.lax.pmean(grad, mesh_axis)
                 direction, state = transform.update(grad, state)
                 return vector - rate * direction, state, metrics | {"grad_norm": optax.tree.norm(grad)}
 
