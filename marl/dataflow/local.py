@@ -58,7 +58,7 @@ class Local:
     def rows_per_dispatch(self) -> int:
         """Rows a seed collects in a dispatch."""
         run = self.runs[0]
-        lanes = run.lanes_per_slot if self.options.asynchronous else self.num_envs
+        lanes = run.actor.options.lanes_per_slot if self.options.asynchronous else self.num_envs
         return self.options.updates_per_dispatch * run.length * lanes
 
     def snapshot(self, state: Local) -> dict[str, Any]:
@@ -103,10 +103,7 @@ class Local:
 
     def take_events(self) -> list[tuple[int, str, str]]:
         """(seed, name, words) of what happened since the last call."""
-        found = [(run.seed, name, words) for run in self.runs for name, words in run.events]
-        for run in self.runs:
-            run.events.clear()
-        return found
+        return [(run.seed, name, words) for run in self.runs for name, words in run.take_events()]
 
     def close(self) -> None:
         """End the processes and close the worlds."""

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from marl.core.algorithm import Algorithm, Policy
-from marl.core.errors import ConfigError, RunError
-from marl.core.types import Key, Metrics, Trajectory, Tree
-from marl.dataflow.buffers import Accepted, FifoBuffer, Lease
+from marl.core.algorithm import Policy
+from marl.core.errors import ConfigError
+from marl.core.types import Key, Metrics, Tree
+from marl.dataflow.buffers import Accepted, Answer, FifoBuffer, Lease
 from marl.dataflow.chunks import Chunk, concatenate
 from marl.dataflow.flow import FlowMeter
-from marl.dataflow.learner import LearnerCore
+from marl.dataflow.learner import Learner
+from marl.dataflow.learning import PRIORITY
 from marl.dataflow.replay import ReplayBuffer
 
 
@@ -26,36 +27,27 @@ class LearnerStage:
     """
 
     def __init__(
-        self,
-        name: str,
-        algorithm: Algorithm,
-        flow: FlowMeter,
-        *,
-        batch: int,
-        ordered: bool,
-        capacity: int,
-        device: jax.Device | None,
-        seed: int,
+        self, learner: Learner, flow: FlowMeter, *, batch: int, ordered: bool, capacity: int, seed: int
     ) -> None:
-        self.name, self.flow = name, flow
+        self.name, self.flow = learner.name, flow
         self.buffer = FifoBuffer(batch, ordered=ordered, capacity=capacity)
-        self.learner = LearnerCore(name, algorithm, device)
+        self.learner = learner
         self.replay: ReplayBuffer | None = None
-        needs = algorithm.needs.replay
+        needs = learner.algorithm.needs.replay
         if needs is not None:
             self.updates_per_add = needs.updates_per_add
             self.replay = ReplayBuffer(
                 needs.capacity, needs.batch, needs.min_size, alpha=needs.alpha, beta=needs.beta, seed=seed
             )
-        self._ahead: tuple[Lease, Trajectory | None] | None = None
+        self._ahead: tuple[Lease, Any] | None = None  # with the batch as the learner placed it
 
-    def offer(self, chunk: Chunk, version: int) -> None:
-        """Take a chunk. Raises: RunError if the buffer does not: its bound and the tickets' do not fit together."""
+    def offer(self, chunk: Chunk, version: int) -> Answer:
+        """Take a chunk, or say why not. version: the learner's."""
         answer = self.buffer.offer(chunk, version)
-        self.flow.add_chunks(offered=1)
-        self.flow.add_samples(inserted=chunk.lanes)
-        if not isinstance(answer, Accepted):
-            raise RunError(f"the buffer of '{self.name}' refused a chunk of slot {chunk.slot}: {answer.reason}")
+        taken = isinstance(answer, Accepted)
+        self.flow.add_chunks(offered=1, dropped=0 if taken else 1)
+        self.flow.add_samples(inserted=chunk.lanes if taken else 0)
+        return answer
 
     def prepare(self, version: int) -> bool:
         """Have the next batch on the learner's device, if it is there; while an update is under way this is the
@@ -109,7 +101,7 @@ class LearnerStage:
                 break
             weighted = sample.trajectory.replace(weight=sample.weights)  # type: ignore[attr-defined]
             metrics = self.learner.update(self.learner.place(weighted), env_steps, jax.random.fold_in(key, number))
-            priority = metrics.pop("priority", None)
+            priority = metrics.pop(PRIORITY, None)
             if priority is not None and replay.alpha is not None:
                 replay.update_priorities(sample.indices, sample.generations, np.asarray(priority))
             self.flow.add_samples(trained=replay.batch)
