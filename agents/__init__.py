@@ -11,6 +11,7 @@ REGISTRY = Registry(
         "ippo": "marl.agents.ppo.algorithm:PPO",
         "mappo": "marl.agents.ppo.algorithm:MAPPO",
         "a3c": "marl.agents.a3c.algorithm:A3C",
+        "random_search": "marl.agents.deep_ga.random_search:RandomSearch",
         "random": "marl.agents.scripted.policies:Random",
         "scripted/constant": "marl.agents.scripted.policies:Constant",
         "scripted/highway_defensive": "marl.agents.scripted.highway:Defensive",

@@ -77,30 +77,16 @@ class Actor:
         return jnp.repeat(per_group, self.spec.size // self.groups, axis=0)
 
 
-class ActorCritic:
-    """Acts with one actor a role, and shows actors and critics the same inputs in a learner as while acting.
+class Actors:
+    """Acts with one actor a role."""
 
-    A critic is one a group of a role, on what the actor sees; a subclass may put others in their place
-    (`_critics`, `_critic_inputs`, `_by_critic`, `_by_role`).
-    """
-
-    Config: ClassVar[type[ActorCriticConfig]] = ActorCriticConfig
-
-    def __init__(self, config: ActorCriticConfig, roles: tuple[RoleSpec, ...], axis: str | None = None) -> None:
-        self.config = config
+    def __init__(self, config: NetworkConfig, roles: tuple[RoleSpec, ...]) -> None:
         self.specs = roles
-        self.axis = axis
         self.actors = {spec.name: Actor(spec, config) for spec in roles}
-        self.critics = self._critics()
 
     @property
     def roles(self) -> tuple[str, ...]:
         return tuple(self.actors)
-
-    @property
-    def max_staleness(self) -> int:
-        """How many versions old a trajectory may be."""
-        return STALENESS_WITH_VTRACE if self.config.correction == "vtrace" else 0
 
     def initial_carry(self) -> Tree:
         """By role what its agents remember: GRU state, last action; `()` if nothing."""
@@ -131,6 +117,27 @@ class ActorCritic:
             known = {"hidden": hidden, "last_action": last}
             new_carry[name] = {part: known[part] for part in memory if part in known}
         return new_carry if carry else (), actions, extras
+
+
+class ActorCritic(Actors):
+    """Acts with one actor a role, and shows actors and critics the same inputs in a learner as while acting.
+
+    A critic is one a group of a role, on what the actor sees; a subclass may put others in their place
+    (`_critics`, `_critic_inputs`, `_by_critic`, `_by_role`).
+    """
+
+    Config: ClassVar[type[ActorCriticConfig]] = ActorCriticConfig
+
+    def __init__(self, config: ActorCriticConfig, roles: tuple[RoleSpec, ...], axis: str | None = None) -> None:
+        super().__init__(config, roles)
+        self.config = config
+        self.axis = axis
+        self.critics = self._critics()
+
+    @property
+    def max_staleness(self) -> int:
+        """How many versions old a trajectory may be."""
+        return STALENESS_WITH_VTRACE if self.config.correction == "vtrace" else 0
 
     def init_networks(self, key: Key) -> dict[str, dict[str, Tree]]:
         """Parameters of all networks: `{"actor": {role: ...}, "critic": {name: ...}}`, leaves `[G, ...]`."""

@@ -67,16 +67,16 @@ class HostGroup:
         """One row on in every copy: the block's `action`s, or a new episode from its `seed` where the row was the last.
 
         `fault` is set where the transition failed: that lane's row is then zeros with `last`, and the row before counts
-        for nobody.  hold: copies whose episode is over stay as they are.
+        for nobody.  hold: copies whose episode is over stay as they are, as those do that the block's `hold` names.
         """
         block = self.block
         block.fault[:] = False
-        ended = block.last.tolist()
+        ended, held = block.last.tolist(), block.hold.tolist()
 
         def visit(lane: int) -> None:
             if not ended[lane]:
                 self._step(lane)
-            elif not hold:
+            elif not hold and not held[lane]:
                 self._reset(lane)
 
         self._each(visit)

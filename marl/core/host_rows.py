@@ -57,9 +57,9 @@ class RowSpec:
 
     @property
     def control(self) -> tuple[Field, ...]:
-        """What passes between the driver and the worlds beside rows: the seed of the next episode, and the fault flag
-        of the lane's last transition."""
-        return (Field(("seed",), "uint32", ()), Field(("fault",), "bool", ()))
+        """What passes between the driver and the worlds beside rows: the seed of the next episode, the fault flag of
+        the lane's last transition, and whether the lane stays as it is once its episode is over."""
+        return (Field(("seed",), "uint32", ()), Field(("fault",), "bool", ()), Field(("hold",), "bool", ()))
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -125,6 +125,7 @@ class RowBlock:
         self.action: dict[str, NDArray[Any]] = {f.path[0]: self.arrays["action", *f.path] for f in spec.action}
         self.first, self.last = self.arrays["first",], self.arrays["last",]
         self.seed, self.fault = self.arrays["seed",], self.arrays["fault",]
+        self.hold = self.arrays.pop(("hold",))  # a wish of the driver's, no part of the row
 
     @staticmethod
     def size(spec: RowSpec, lanes: int) -> int:

@@ -1,0 +1,1 @@
+"""Evolution of network weights; random search so far."""
