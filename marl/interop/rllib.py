@@ -1,0 +1,390 @@
+"""Our worlds for RLlib, and RLlib's learners for our runs (new API stack, Ray 2.60; the learners need torch).
+
+`RllibEnv` is any of our worlds as a `MultiAgentEnv`. `RllibTrainer` trains with RLlib's own PPO or IMPALA; what it
+keeps goes in and out as plain arrays, as nothing that was read from disk is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
+
+from marl.core.errors import MarlError, RunError, UserError
+from marl.core.registry import find_in_current_folder
+from marl.core.roles import RoleSpec
+from marl.core.spaces import Box, Space
+from marl.interop.rllib_learner import learner_metrics, learner_state, part, policy_layers, restore_learner, updates
+from marl.interop.rllib_world import Counter, Moved, Named, agent_name, check_actions, flat, flat_size, open_world
+from marl.interop.spaces import to_gymnasium
+
+COUNTS = "marl"  # where a runner's counts lie among RLlib's metrics
+OBJECT_STORE_BYTES = 512 * 2**20
+PATIENCE_S = 60.0  # how long an asynchronous run may deliver nothing before a dispatch ends without a step
+MAX_SEED = 2**31 - 1
+Tree = Any
+
+
+class RllibEnv(MultiAgentEnv):  # type: ignore[misc] # untyped base
+    """One copy of a world. In `env_config`:
+
+    world: `pettingzoo:...`, `gymnasium:...`, or `package.module:Class` of a world in JAX.  options: its options.
+    flat: show observations as one vector of floats and take Box actions as one, as the learners here do.  render: it
+    can be drawn.
+
+    Agents are named `<role>_<index>`; those that act next are in the observations, with those that have just ended; in
+    worlds of turns that is one agent. `infos[agent]` has the world's numbers and `action_mask`, if there is one. An
+    episode that nothing but time ended is truncated. An agent that ended must not come back in the same episode.
+
+    Raises: UserError if there is no such world or an option is wrong.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 # as Gymnasium declares it
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        if getattr(config, "worker_index", 0):
+            _compute_on_the_cpu()
+        known = {"world", "options", "flat", "render"}
+        for key in config:
+            if key not in known:
+                raise UserError(f"unknown key '{key}' in env_config; expected {', '.join(sorted(known))}")
+        find_in_current_folder()
+        self.world = open_world(config["world"], config.get("options", {}), render=bool(config.get("render")))
+        self.render_mode = "rgb_array" if config.get("render") else None
+        self.counter = Counter(self.world.roles)
+        self._flat = bool(config.get("flat"))
+        self._role_of: dict[str, RoleSpec] = {
+            agent_name(role.name, i): role for role in self.world.roles for i in range(role.size)
+        }
+        self.possible_agents = list(self._role_of)
+        self.agents = list(self._role_of)
+        self.observation_spaces = {agent: self._observation_space(role) for agent, role in self._role_of.items()}
+        self.action_spaces = {agent: self._action_space(role.action_space) for agent, role in self._role_of.items()}
+        self._stream = int(getattr(config, "worker_index", 0))
+        self._seeds = np.random.default_rng()
+        super().__init__()
+
+    def _observation_space(self, role: RoleSpec) -> gymnasium.Space[Any]:
+        space = role.observation_space
+        return to_gymnasium(Box((flat_size(space),)) if self._flat else space)
+
+    def _action_space(self, space: Space) -> gymnasium.Space[Any]:
+        if self._flat and isinstance(space, Box):
+            space = Box((flat_size(space),), space.low, space.high)
+        return to_gymnasium(space)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Named, Named]:
+        """Begin an episode. A seed begins a reproducible sequence of episodes, another one in each env runner."""
+        del options
+        if seed is not None:
+            self._seeds = np.random.default_rng([self._stream, seed])
+        obs, masks = self.world.reset(int(self._seeds.integers(MAX_SEED)))
+        self.agents = list(self.world.living)
+        self.counter.begin()
+        return self._shown(obs), {agent: _info(agent, masks, {}) for agent in obs}
+
+    def step(self, action_dict: Mapping[str, Any]) -> tuple[Named, Named, Named, Named, Named]:
+        """The actions of the agents that were in the last observations and had not ended.
+
+        Raises: WorldError or UserError as the world does.
+        """
+        living = len(self.world.living)
+        actions = {agent: self._action(agent, action) for agent, action in action_dict.items()}
+        moved: Moved = self.world.step(actions)
+        self.agents = list(self.world.living)
+        self.counter.add(moved, living)
+        terminated, truncated = dict(moved.terminated), dict(moved.truncated)
+        terminated["__all__"] = moved.last and all(moved.terminated.values())
+        truncated["__all__"] = moved.last and not terminated["__all__"]
+        infos = {agent: _info(agent, moved.masks, {} if self._flat else moved.info) for agent in moved.obs}
+        return self._shown(moved.obs), moved.reward, terminated, truncated, infos
+
+    def render(self) -> NDArray[np.uint8]:
+        """The present picture, uint8 `[H, W, 3]`."""
+        return self.world.render()
+
+    def close(self) -> None:
+        """Close the world."""
+        self.world.close()
+
+    def _shown(self, obs: Named) -> Named:
+        if not self._flat:
+            return obs
+        return {agent: flat(self._role_of[agent].observation_space, x) for agent, x in obs.items()}
+
+    def _action(self, agent: str, action: Any) -> Any:
+        space = self._role_of[agent].action_space
+        return np.asarray(action).reshape(space.shape) if self._flat and isinstance(space, Box) else action
+
+
+def _info(agent: str, masks: Named, shared: Mapping[str, float]) -> dict[str, Any]:
+    return {**shared, "action_mask": masks[agent]} if agent in masks else dict(shared)
+
+
+def _compute_on_the_cpu() -> None:
+    """An env runner leaves accelerators to the learner."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+class CountCallback(RLlibCallback):  # type: ignore[misc] # untyped base
+    """Hands what the worlds of an env runner counted over with its samples: sums, not RLlib's smoothed means."""
+
+    def on_sample_end(self, *, env_runner: Any, metrics_logger: Any, **_: Any) -> None:
+        """Called in the env runner, in whichever process it is."""
+        for env in env_runner.env.envs:
+            for name, amount in env.unwrapped.counter.take().items():
+                metrics_logger.log_value((COUNTS, name), amount, reduce="sum")
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What to train. algorithm: `PPO` or `IMPALA`.  options: of the algorithm, by the names of `marl.agents.rllib`.
+    world, world_options: as in `RllibEnv`.  modules: by agent the module (network) that plays it."""
+
+    algorithm: str
+    options: Mapping[str, Any]
+    world: str
+    world_options: Mapping[str, Any]
+    modules: Mapping[str, str]
+    num_env_runners: int
+    envs_per_runner: int
+    seed: int
+
+
+def module_of(modules: Mapping[str, str], agent: str, *_: Any, **__: Any) -> str:
+    """RLlib's `policy_mapping_fn`."""
+    return modules[agent]
+
+
+def algorithm_config(training: Training) -> Any:
+    """RLlib's own configuration of it (an `AlgorithmConfig`)."""
+    from ray.rllib.algorithms.impala import IMPALAConfig
+    from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+    options, ppo = training.options, training.algorithm == "PPO"
+    env_config = {"world": training.world, "options": dict(training.world_options), "flat": True}
+    config = PPOConfig() if ppo else IMPALAConfig()
+    config.environment(RllibEnv, env_config=env_config, disable_env_checking=True)
+    config.env_runners(
+        num_env_runners=training.num_env_runners,
+        num_envs_per_env_runner=training.envs_per_runner,
+        rollout_fragment_length="auto" if ppo else options["rollout"],
+    )
+    config.multi_agent(
+        policies=set(training.modules.values()),
+        policy_mapping_fn=functools.partial(module_of, dict(training.modules)),
+    )
+    config.rl_module(
+        model_config=DefaultModelConfig(
+            fcnet_hiddens=list(options["hidden_sizes"]),
+            fcnet_activation=options["activation"],
+            vf_share_layers=options["shared_value"],
+        )
+    )
+    config.training(
+        lr=options["learning_rate"],
+        gamma=options["gamma"],
+        vf_loss_coeff=options["value_coef"],
+        entropy_coeff=options["entropy_coef"],
+        grad_clip=options["max_grad_norm"],
+        train_batch_size_per_learner=options["train_batch_size"],
+    )
+    config.learners(num_learners=0)
+    config.fault_tolerance(restart_failed_env_runners=False)
+    config.callbacks(CountCallback)
+    config.debugging(seed=training.seed, log_level="ERROR")
+    if ppo:
+        config.training(
+            num_epochs=options["epochs"],
+            minibatch_size=options["minibatch_size"],
+            lambda_=options["gae_lambda"],
+            clip_param=options["clip"],
+            vf_clip_param=float("inf") if options["value_clip"] is None else options["value_clip"],
+            use_kl_loss=options["kl_coef"] > 0,
+            kl_coeff=options["kl_coef"],
+            kl_target=options["kl_target"],
+        )
+    else:
+        config.training(
+            vtrace_clip_rho_threshold=options["rho_clip"], vtrace_clip_pg_rho_threshold=options["pg_rho_clip"]
+        )
+        # Without an aggregator a learner in this process gets no samples (Ray 2.60).
+        config.learners(num_aggregator_actors_per_learner=1)
+        config.reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=options["train_batch_size"])
+    return config
+
+
+class RllibTrainer:
+    """RLlib's PPO or IMPALA on a world, its learner in this process. Ray must be up.
+
+    Raises: UserError if RLlib refuses the options or cannot choose the actions; RunError if an env runner cannot start.
+    """
+
+    def __init__(self, training: Training, roles: tuple[RoleSpec, ...]) -> None:
+        import torch
+
+        for role in roles:
+            check_actions(role)
+        torch.set_num_threads(1)  # more wait for each other at every small operation
+        self.modules = sorted(set(training.modules.values()))
+        with quiet():
+            try:
+                config = algorithm_config(training)
+                config.validate()
+            except (ValueError, KeyError) as error:
+                raise UserError(f"RLlib refuses these options: {_first_line(error)}") from error
+            with _our_errors("cannot start"):
+                self.algorithm = config.build_algo()
+
+    def train(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """One iteration of RLlib's: what was counted (see `rllib_world.Counter`), and by module the learner's metrics.
+
+        Raises: RunError, or the world's own error, if a runner fails.
+        """
+        began = time.monotonic()
+        while True:
+            with quiet(), _our_errors("failed"):
+                result = self.algorithm.train()
+            counts = {name: float(value) for name, value in part(result, "env_runners", COUNTS).items()}
+            if counts or time.monotonic() - began > PATIENCE_S:
+                return counts, {module: learner_metrics(part(result, "learners", module)) for module in self.modules}
+
+    def updates(self) -> int:
+        """How many batches the learner has learned from, over the whole run."""
+        return updates(self._learner())
+
+    def parameters(self) -> dict[str, list[dict[str, NDArray[np.float32]]]]:
+        """By module the layers of its policy network, `{"weight": [out, in], "bias": [out]}` each."""
+        return {module: policy_layers(state) for module, state in self._learner().module.get_state().items()}
+
+    def state(self) -> Tree:
+        """The learner as a plain tree of arrays: networks, optimisers, KL weights, torch's random numbers.
+
+        Not in it: the worlds' open episodes and what asynchronous runners have under way.
+        """
+        return learner_state(self._learner(), self.modules)
+
+    def restore(self, stored: Tree) -> None:
+        """Go on from `state`, on a trainer that has just been made; its worlds begin new episodes.
+
+        Raises: CheckpointError if it is of other networks.
+        """
+        restore_learner(self._learner(), stored)
+        with quiet(), _our_errors("failed"):
+            self.algorithm.env_runner_group.sync_weights(
+                from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
+            )
+
+    def close(self) -> None:
+        """End the env runners."""
+        with quiet():
+            self.algorithm.stop()
+
+    def _learner(self) -> Any:
+        """The learner, at rest: an asynchronous one has learned from all that it was given."""
+        learner = self.algorithm.learner_group._learner
+        waiting = getattr(learner, "_learner_thread_in_queue", None)
+        if waiting is not None:
+            waiting.join()
+        return learner
+
+
+# ---- Ray and errors --------------------------------------------------------------------------------------------------
+
+
+class LocalRay:
+    """A Ray cluster of this machine for one run: on loopback, without a dashboard, behind a token of its own. Where Ray
+    is up already, that one is used and left up.
+
+    cpus: how many actors of one CPU each there will be (a count, not a limit on what they use).
+    Raises: RunError if it does not start.
+    """
+
+    def __init__(self, cpus: int) -> None:
+        self._own = not ray.is_initialized()
+        if not self._own:
+            return
+        self._folder = tempfile.mkdtemp(prefix="marl", dir="/tmp" if os.path.isdir("/tmp") else None)
+        for name, value in (("RAY_AUTH_MODE", "token"), ("RAY_raylet_start_wait_time_s", "120")):
+            os.environ.setdefault(name, value)
+        if os.environ["RAY_AUTH_MODE"] == "token":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with quiet():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=self._folder,
+                )
+        except Exception as error:
+            self.close()
+            raise RunError(f"Ray does not start: {_first_line(error)}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray takes it; a run saves a checkpoint
+        logging.getLogger("ray").setLevel(logging.ERROR)
+
+    def close(self) -> None:
+        """End it, if it was started here."""
+        if self._own:
+            self._own = False
+            ray.shutdown()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def quiet() -> warnings.catch_warnings[None]:
+    """RLlib's own deprecations are not for our user."""
+    return warnings.catch_warnings(action="ignore")
+
+
+class _our_errors:  # noqa: N801 # used as a function
+    """What goes wrong in RLlib's processes as one of our errors, in one line."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ray.exceptions.RayTaskError):
+            cause: BaseException | None = error.cause
+            if isinstance(cause, MarlError):
+                raise type(cause)(*cause.args) from None
+            raise RunError(f"an env runner of RLlib's {self.what}: {_first_line(cause or error)}") from error
+        if isinstance(error, ray.exceptions.RayError):
+            raise RunError(f"RLlib {self.what}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in inspect.cleandoc(str(error)).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
