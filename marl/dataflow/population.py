@@ -50,6 +50,7 @@ class Generations:
             metrics |= _statistics(round, index, np.asarray(fitness))
             metrics |= jax.device_get(own)
             played.append(episode)
+        metrics["ga/env_steps"] = np.float32(sum(int(episode.length.sum()) for episode in played))  # type: ignore[assignment]
         self.state = state
         self.generation += 1
         return metrics, played
@@ -60,7 +61,7 @@ class PopulationRun:
 
     name, policies: the policy that evolves, among all that play.  fixed: parameters of the others.
     lanes: episodes a task, which fixes the shapes of the compiled programs; with other shapes the numbers may differ in
-    their last bits.  generations: a dispatch.
+    their last bits.  generations: a dispatch.  max_steps, devices: to be told of.
     """
 
     def __init__(
@@ -74,12 +75,13 @@ class PopulationRun:
         lanes: int,
         generations: int = 1,
         max_steps: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> None:
         self.name, self.crew, self.generations, self.num_envs = name, crew, generations, lanes
         self.evolution: Evolution = policies[name]
         self.fixed = {other: fixed.get(other, ()) for other in policies if other != name}
         self.seeds = tuple(seeds)
-        self.devices = jax.devices()[:1]
+        self.devices = jax.devices()[:1] if devices is None else list(devices)
         self.max_steps = max_steps
         self.runs: list[Generations] = []
 
@@ -155,7 +157,7 @@ class PopulationRun:
         rounds = ", then ".join(f"{round.size} x {round.episodes}" for round in self.evolution.rounds)
         return (
             f"a generation is {rounds} episodes, {self.num_envs} side by side a task; {self.crew.describe()}; "
-            f"{len(self.seeds)} seeds one after another; reproducible"
+            f"{'one seed' if len(self.seeds) == 1 else f'{len(self.seeds)} seeds one after another'}; reproducible"
         )
 
     def bottleneck(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from marl.core.host_group import FaultPolicy
 from marl.core.types import Tree
 from marl.dataflow.fused import Fused
 from marl.dataflow.local import Local, LocalOptions
+from marl.dataflow.population import PopulationRun
 from marl.dataflow.stage import common_rollout
 from marl.evaluate.host import HostEpisodePlayer, HostEvaluator
 from marl.evaluate.protocol import EpisodePlayer, Evaluator
@@ -82,7 +83,12 @@ def resolved(plan: Plan) -> ExperimentConfig:
     if config.checkpoint.every is None:
         every = max(1, config.stop.env_steps // 10) if config.stop.env_steps else DEFAULT_CHECKPOINT_EVERY
         config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": every})})
-    found: dict[str, Any] = {"updates_per_dispatch": updates_per_dispatch(config, plan)}
+    if plan.population is not None:
+        from marl.runner.populations import resolve_population
+
+        found = resolve_population(config, plan, plan.population)
+        return config.model_copy(update={"dataflow": config.dataflow.model_copy(update=found)})
+    found = {"updates_per_dispatch": updates_per_dispatch(config, plan)}
     if isinstance(config.dataflow, FusedConfig):
         found["data_parallel"] = len(learner_devices(config))
     else:
@@ -236,8 +242,12 @@ def _devices(config: ExperimentConfig) -> dict[str, jax.Device]:
     return {part: device(config, part)[0] for part in parts}
 
 
-def build_dataflow(config: ExperimentConfig, plan: Plan) -> Fused | Local:
-    """The dataflow of a resolved config. Raises: ConfigError as `build_fused` and `build_local`."""
+def build_dataflow(config: ExperimentConfig, plan: Plan) -> Fused | Local | PopulationRun:
+    """The dataflow of a resolved config. Raises: ConfigError as `build_fused`, `build_local`, `build_population`."""
+    if plan.population is not None:
+        from marl.runner.populations import build_population
+
+        return build_population(config, plan, plan.population)
     return build_fused(config, plan) if isinstance(config.dataflow, FusedConfig) else build_local(config, plan)
 
 

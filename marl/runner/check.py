@@ -143,6 +143,7 @@ def _algorithm(target: str, overrides: Sequence[str]) -> int:
 
     from marl.dataflow.fused import Fused
     from marl.evaluate.protocol import Evaluator
+    from marl.runner.build import build_dataflow, resolved
     from marl.runner.plan import MisfitError, Plan, make_plan
 
     plan: Plan | None = None
@@ -158,7 +159,12 @@ def _algorithm(target: str, overrides: Sequence[str]) -> int:
     (policy,) = plan.policies.values()
     say(f"checking {target} on {plan.config.env.id} ({_roles(plan.env)}); compiling takes a moment")
     params: dict[str, Any] = {"all": ()}
-    if plan.learners:
+    if plan.population is not None:
+        run = build_dataflow(resolved(plan), plan)
+        _, result = run.dispatch(run.init(), [0])  # type: ignore[arg-type]
+        say(f"one generation: {int(result.episodes[0])} episodes, {int(result.env_steps[0])} env steps")
+        params = run.published(run, 0)  # type: ignore[arg-type]
+    elif plan.learners:
         fused = Fused(
             plan.jax_env,
             plan.policies,

@@ -14,6 +14,7 @@ from marl.core.errors import CheckpointError, MarlError, RunError
 from marl.dataflow.fused import Fused
 from marl.dataflow.learning import DispatchResult
 from marl.dataflow.local import Local
+from marl.dataflow.population import PopulationRun
 from marl.evaluate.records import append_evaluation
 from marl.io import checkpoint as checkpoints
 from marl.io.jsonl import JsonlSink
@@ -24,7 +25,7 @@ from marl.runner.progress import Progress
 from marl.runner.results import evaluation_record, evaluation_row, mean_return
 from marl.runner.schema import ExperimentConfig
 
-AnyDataflow: TypeAlias = Fused | Local
+AnyDataflow: TypeAlias = Fused | Local | PopulationRun
 
 GIVE_UP_AFTER = 100  # updates in a row that were not finite, in every seed, before the run is called failed
 RETRY_CHECKPOINT_S = (5.0, 300.0)  # first and longest wait before a failed periodic checkpoint is tried again

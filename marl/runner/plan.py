@@ -14,6 +14,7 @@ from marl.core.algorithm import Policy
 from marl.core.config import AgentConfig
 from marl.core.env import AnyEnvironment
 from marl.core.errors import ConfigError, MarlError, UserError, did_you_mean
+from marl.core.evolution import evolves
 from marl.core.host import HostFactory, HostWorld
 from marl.core.host_rows import HostWorlds
 from marl.core.registry import Registry
@@ -62,6 +63,11 @@ class Plan:
         assert self.host is None
         return cast(AnyEnvironment, self.env)
 
+    @property
+    def population(self) -> str | None:
+        """The policy that is searched for by populations, if one is."""
+        return next((name for name in self.learners if evolves(self.policies[name])), None)
+
     def with_axis(self, axis: str) -> Plan:
         """The same plan with policies whose learners average over the device-mesh axis `axis`."""
         return dataclasses.replace(self, policies={name: _policy(cast, axis) for name, cast in self.cast.items()})
@@ -101,7 +107,7 @@ def make_plan(config: ExperimentConfig) -> Plan:
         sections[key] = AgentSection(**kept, **options.model_dump(mode="json"))
     if host is not None and not any(policy.needs.global_state for policy in policies.values()):
         env, host = _without_state(env, host)
-    learners = tuple(name for name, policy in policies.items() if hasattr(policy, "update") and name not in frozen)
+    learners = tuple(name for name, policy in policies.items() if _learns(policy) and name not in frozen)
     full = config.model_copy(update={"env": EnvSection(id=config.env.id, **env_options), "agents": sections})
     return Plan(full, env, host, policies, learners, frozen, casts)
 
@@ -118,6 +124,10 @@ def _without_state(env: Any, host: HostWorlds) -> tuple[Any, HostWorlds]:
     options = {**arguments["options"], "state": False}
     lean, world = HostWorlds.of(HostFactory(host.factory.function, {**arguments, "options": options}))
     return world, lean
+
+
+def _learns(policy: Policy) -> bool:
+    return hasattr(policy, "update") or evolves(policy)
 
 
 def _policy(cast: Cast, axis: str | None) -> Policy:
@@ -186,7 +196,7 @@ def _assign(config: ExperimentConfig, roles: tuple[str, ...]) -> dict[str, tuple
 
 def _checkpoint(text: str, policy: Policy, config: ExperimentConfig, path: KeyPath) -> Path:
     """The policy folder that a `checkpoint:` names: itself, or that of a run folder."""
-    if not hasattr(policy, "update"):
+    if not _learns(policy):
         raise config.source.error(path, "this policy has no parameters to load; expected no checkpoint")
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
