@@ -172,6 +172,53 @@ def _init(parser: Parser) -> None:
     parser.add_argument("--jax", action="store_true", help="an env in JAX instead of a PettingZoo one")
 
 
+def _seconds(text: str) -> int:
+    """Whole seconds from `90`, `90s` or `2min`."""
+    from marl.runner.schema import parse_duration
+    from marl.runner.yaml_tree import parse_scalar
+
+    try:
+        value = parse_duration(parse_scalar(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; {error}") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; expected 1s to 1d")
+    return round(value)
+
+
+def _jobs(parser: Parser) -> None:
+    """How a job runs on a Ray cluster and what comes back."""
+    parser.add_argument("--address", metavar="URL", help="the dashboard of a Ray head, such as http://127.0.0.1:8265")
+    parser.add_argument(
+        "--remote-dir", metavar="DIR", default="~/marl-runs", help="where the job writes, on the cluster"
+    )
+    parser.add_argument("--checkpoints", action="store_true", help="bring checkpoints back, too (to resume here)")
+    parser.add_argument("--no-fetch", action="store_true", help="bring nothing back")
+    parser.add_argument("--no-wait", action="store_true", help="submit and leave")
+    parser.add_argument(
+        "--stop-wait", type=_seconds, metavar="TIME", default=120, help="what a stopped job has for its last checkpoint"
+    )
+    parser.add_argument("--with-code", action="store_true", help="ship this installation's code (default: use theirs)")
+    parser.add_argument(
+        "--with", dest="extra", metavar="PATH", action="append", default=[], help="ship a file or folder"
+    )
+    parser.add_argument("--python", metavar="PROGRAM", default="python", help="the Python on the cluster")
+    parser.add_argument("--cpus", type=float, metavar="N", default=0.0, help="CPUs that the runner itself takes")
+    parser.add_argument("--gpus", type=float, metavar="N", default=0.0, help="GPUs that the runner itself takes")
+
+
+def _submit(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="as for marl train")
+    _overrides(parser, "any key of the file, for example dataflow.actors=8")
+    _jobs(parser)
+    _runs_dir(parser)
+    job = parser.add_mutually_exclusive_group()
+    job.add_argument("--status", metavar="JOB", help="the state of a job, or of all")
+    job.add_argument("--stop", metavar="JOB", help="stop a job; it saves a checkpoint first")
+    job.add_argument("--fetch", metavar="JOB", help="bring back what a job wrote")
+    _json(parser)
+
+
 # name: (what --help says, an example, the module that must be there, its arguments)
 COMMANDS: dict[str, tuple[str, str, str, Callable[[Parser], None]]] = {
     "train": ("train an experiment", "marl train quickstart stop.env_steps=50_000", "train", _train),
@@ -193,6 +240,12 @@ COMMANDS: dict[str, tuple[str, str, str, Callable[[Parser], None]]] = {
     "check": ("check a world, an algorithm or an experiment", "marl check cartpole_v0", "check", _check),
     "bench": ("measure env steps per second", "marl bench heterogeneous_highway_v0 --json", "bench", _bench),
     "init": ("begin a world or an algorithm of your own", "marl init env my_world", "init", _init),
+    "submit": (
+        "train on a Ray cluster",
+        "marl submit quickstart --address http://127.0.0.1:8265",
+        "jobs",
+        _submit,
+    ),
     "doctor": ("look at this machine and installation", "marl doctor", "doctor", _doctor),
     "tensorboard": ("open the curves of a run, or of all runs", "marl tensorboard latest", "commands", _tensorboard),
 }

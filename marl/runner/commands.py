@@ -134,6 +134,35 @@ def bench(args: argparse.Namespace) -> int:
     return run(args.what, as_json=args.json)
 
 
+def submit(args: argparse.Namespace) -> int:
+    """Train on a Ray cluster, or look after a job there.
+
+    Raises: UserError for a wrong config, address, token or version.
+    """
+    from marl.runner import jobs
+    from marl.runner.listing import table
+    from marl.runner.load import load_experiment, resolved_yaml
+
+    if not args.address:
+        raise UserError("marl submit: no --address; expected that of a Ray head, such as http://127.0.0.1:8265")
+    job = args.status or args.stop or args.fetch
+    if job and (args.config or args.overrides):
+        raise UserError("marl submit: a CONFIG together with --status, --stop or --fetch; expected one of them")
+    if not job and not args.config:
+        raise UserError("marl submit: no CONFIG; expected a YAML file, or a packaged experiment: marl list experiments")
+    if args.status:
+        found = jobs.jobs(jobs.Cluster(args.address), args.status)
+        say(json.dumps(found, indent=2) if args.json else table(found) if found else "no jobs yet")
+        return 0
+    if args.stop:
+        return jobs.stop(jobs.Cluster(args.address), args.stop)
+    if args.fetch:
+        return 0 if jobs.fetch(jobs.Cluster(args.address), args.fetch, Path(args.runs_dir)) else 1
+    config = load_experiment(args.config, args.overrides).config
+    options = jobs.options_from(args)
+    return jobs.submit(args.address, "train", resolved_yaml(config), config.name, (), options, Path(args.runs_dir))
+
+
 def doctor(args: argparse.Namespace) -> int:
     """Look at this machine and installation; 1 if something that training needs is broken."""
     from marl.runner.doctor import examine
