@@ -120,7 +120,6 @@ class LinkClient:
             heartbeat(dealer)
         dealer.connect(endpoint.address)
         self._socket = dealer
-        self._poller = zmq.Poller()
         for asked in self._open.values():
             asked.sent_s = None
 
@@ -174,8 +173,9 @@ class LinkClient:
 
     # ---- hearing -----------------------------------------------------------------------------------------------------
 
-    def poll(self, timeout_s: float = 0.0) -> list[Reply]:
-        """The replies that are there, or that come first within this time.
+    def poll(self, timeout_s: float = 0.0, descriptors: Sequence[int] = ()) -> list[Reply]:
+        """The replies that are there, or that come first within this time. descriptors: files of the caller; there is
+        no more waiting when one of them can be read.
 
         Raises: LinkError if the server expects other frames than this client sends.
         """
@@ -187,8 +187,13 @@ class LinkClient:
             if replies or now >= deadline:
                 return replies
             unsent = any(asked.sent_s is None for asked in self._open.values())
-            self._poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if unsent else 0))
-            self._poller.poll(milliseconds(min(deadline, next_s) - now))
+            poller = zmq.Poller()
+            poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if unsent else 0))
+            for descriptor in descriptors:
+                poller.register(descriptor, zmq.POLLIN)
+            ready = poller.poll(milliseconds(min(deadline, next_s) - now))
+            if any(which is not self._socket for which, _ in ready):
+                deadline = now
 
     def _tend(self, now: float) -> float:
         """Send what is due. Returns when there will be something to send again."""
