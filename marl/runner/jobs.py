@@ -178,7 +178,7 @@ def submit(
                 "working_dir": working_dir,
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(options.stop_wait_s)},
             },
-            metadata={"name": name, "command": f"marl {command}"},
+            metadata={"job_name": name, "command": f"marl {command}"},
             entrypoint_num_cpus=options.cpus or None,
             entrypoint_num_gpus=options.gpus or None,
         )
