@@ -12,9 +12,10 @@ from marl.core.host_group import FaultPolicy
 from marl.dataflow.groups import GroupHandle, InlineGroup, RemoteGroup, WorkerProcess
 from marl.dataflow.population import PopulationRun
 from marl.dataflow.population_crew import Crew, LocalCrew
-from marl.dataflow.population_evaluators import HostEvaluator, JaxEvaluator
+from marl.dataflow.population_evaluators import Evaluator, HostEvaluator, JaxEvaluator
 from marl.runner.build import device, frozen_params, learner_devices
-from marl.runner.plan import Plan
+from marl.runner.load import config_from
+from marl.runner.plan import Plan, make_plan
 from marl.runner.schema import ExperimentConfig, FusedConfig, LocalConfig
 
 
@@ -89,10 +90,43 @@ def build_population(config: ExperimentConfig, plan: Plan, name: str) -> Populat
     )
 
 
+def make_evaluator(experiment: dict[str, Any], policy: str, lanes: int, faults: list[float]) -> Evaluator:
+    """An evaluator of its own for a process of its own, its worlds in the same process.
+
+    experiment: `env` and `agents` of a resolved config, as plain values.  policy: the one that is searched for.
+    faults: the fields of `FaultPolicy`.
+    """
+    plan = make_plan(config_from({**experiment, "name": "evaluator", "stop": {"env_steps": 1}}))
+    fixed = _fixed(plan, policy)
+    if plan.host is None:
+        return JaxEvaluator(plan.jax_env, plan.policies, policy, fixed)
+    share, grace, timeout = faults
+    handle = InlineGroup(plan.host.factory, plan.host.spec, lanes, FaultPolicy(share, int(grace), timeout))
+    return HostEvaluator(plan.host, plan.policies, policy, fixed, handle)
+
+
+def evaluator_blueprint(config: ExperimentConfig, policy: str, lanes: int, faults: FaultPolicy) -> dict[str, Any]:
+    """`function` and `arguments` (JSON) with which any process makes the evaluator of a resolved config."""
+    plain = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for key, section in config.agents.items():
+        plain["agents"][key] |= section.options
+    experiment = {"env": plain["env"] | config.env.options, "agents": plain["agents"]}
+    limits = [faults.share, faults.grace, faults.timeout_s]
+    return {
+        "function": "marl.runner.populations:make_evaluator",
+        "arguments": {"experiment": experiment, "policy": policy, "lanes": lanes, "faults": limits},
+    }
+
+
+def _fixed(plan: Plan, name: str) -> dict[str, Any]:
+    """Parameters of the policies that are not searched for."""
+    frozen = frozen_params(plan)
+    return {other: frozen.get(other, ()) for other in plan.policies if other != name}
+
+
 def _crew(config: ExperimentConfig, plan: Plan, name: str, parts: int) -> tuple[Crew, list[jax.Device]]:
     """Evaluators in this process for `parts` groups of lanes, and the devices that they use."""
-    fixed = frozen_params(plan)
-    others = {other: fixed.get(other, ()) for other in plan.policies if other != name}
+    others = _fixed(plan, name)
     if plan.host is None:
         devices = learner_devices(config) if isinstance(config.dataflow, FusedConfig) else device(config, "actors")[:1]
         places = [devices[index % len(devices)] for index in range(parts)]
