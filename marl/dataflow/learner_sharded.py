@@ -108,7 +108,7 @@ class ShardedLearner:
 
     def published(self) -> Tree:
         """What actors need, on this process's first device. Raises: RunError if processes were not at one update."""
-        self._check_agreed()
+        self.check()
         return self.algorithm.publish(_here(self.state))
 
     def snapshot(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class ShardedLearner:
 
         Raises: RunError if processes were not at one update, or the devices' parameters have drifted apart.
         """
-        self._check_agreed()
+        self.check()
         if (apart := self.drift()) > _DRIFT:
             raise RunError(
                 f"the learners of '{self.name}' have drifted apart by {apart:.2g} of their largest parameter; "
@@ -137,7 +137,8 @@ class ShardedLearner:
         """Largest difference between two devices' parameters, as a share of the largest parameter; 0 up to rounding."""
         return float(_here(_drift(self.mesh, self.state.params)))
 
-    def _check_agreed(self) -> None:
+    def check(self) -> None:
+        """Wait for the newest update. Raises: RunError if processes were not at the same update of the same batch."""
         if not bool(_here(self._agreed)):
             raise RunError(f"the ranks of learner '{self.name}' are not at the same update of the same batch")
 
