@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from marl.dataflow.plain import Tree
 
@@ -21,6 +22,7 @@ class FlowMeter:
     def __init__(self, parallel: Mapping[str, int] | None = None) -> None:
         self._parallel = dict(parallel or {})
         self._totals = dict.fromkeys(("offered", "dropped", "inserted", "trained"), 0)
+        self._taken: dict[str, int] = {}
         self._shares: dict[str, float] = {}
         self._clear()
 
@@ -51,6 +53,26 @@ class FlowMeter:
         """Trajectories taken into a buffer, and trajectories in batches that the learner took out."""
         self._totals["inserted"] += inserted
         self._totals["trained"] += trained
+
+    def take(self) -> dict[str, Any]:
+        """Everything since the last `take` or `report`, for another meter's `add`: JSON values."""
+        taken = {"seconds": self._seconds, "lags": list(self._lags.items()), "depths": self._depths}
+        totals = {name: total - self._taken.get(name, 0) for name, total in self._totals.items()}
+        self._taken = dict(self._totals)
+        self._clear()
+        return {**taken, "totals": totals}
+
+    def add(self, taken: Mapping[str, Any]) -> None:
+        """What another meter saw."""
+        for part, seconds in taken["seconds"].items():
+            self.add_time(part, seconds)
+        for lag, count in taken["lags"]:
+            self.add_lag(lag, count)
+        for name, (total, count) in taken["depths"].items():
+            own_total, own_count = self._depths.get(name, (0, 0))
+            self._depths[name] = (own_total + total, own_count + count)
+        for name, count in taken["totals"].items():
+            self._totals[name] += count
 
     def report(self) -> dict[str, float]:
         """The tags since the last call; what had no event is left out.

@@ -1,0 +1,165 @@
+"""The processes of a run on Ray, and what is done when one is lost: back-off, a fresh one, giving up.
+
+Every Ray actor is a shell of `marl.dataflow.shells` (or the policy server's). Ray itself neither restarts them nor
+repeats calls: a call that was lost is lost, so that no chunk is trained on twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections import deque
+from typing import Any
+
+from marl.core.errors import MarlError, RunError
+
+START_LIMIT_S = 180.0  # to start a process and build its parts, on a busy machine
+GIVE_UP = (5, 600.0)  # so many losses of one actor within so many seconds, and it is not started again
+BACK_OFF_S = (0.5, 30.0)  # first and longest wait before a lost actor is started again
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions:
+    """cpus, gpus: Ray resources of the process.  memory_fraction: of a GPU's memory that JAX takes, for those with
+    one."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_fraction: float = 0.9
+    host_devices: int = 1  # of JAX's, on the CPU; for several learners without accelerators
+
+    def environment(self) -> dict[str, str]:
+        """Set before the process begins, hence before JAX is imported. What needs no accelerator must not see one."""
+        found = {"JAX_PLATFORMS": "cuda,cpu" if self.gpus else "cpu"}
+        if self.gpus:
+            found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{self.memory_fraction * min(self.gpus, 1.0):.3f}"
+        else:
+            found |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        if self.host_devices > 1:
+            flags = os.environ.get("XLA_FLAGS", "")
+            found["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={self.host_devices}".strip()
+        return found
+
+
+class Remote:
+    """One Ray actor around an object of `shell`, made in its process."""
+
+    def __init__(self, shell: type, arguments: tuple[Any, ...], options: ProcessOptions, group: Any = None) -> None:
+        import ray
+
+        placed: dict[str, Any] = {}
+        if group is not None:
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            placed["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
+        else:
+            placed["scheduling_strategy"] = "SPREAD"
+        self.handle: Any = (
+            ray.remote(shell)
+            .options(
+                num_cpus=options.cpus,
+                num_gpus=options.gpus,
+                max_restarts=0,
+                max_task_retries=0,
+                runtime_env={"env_vars": options.environment()},
+                **placed,
+            )
+            .remote(*arguments)
+        )
+
+    def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
+        """Begin a call; references to what it returns."""
+        return getattr(self.handle, method).options(num_returns=returns).remote(*arguments)
+
+    def ask(self, method: str, *arguments: Any, limit_s: float = START_LIMIT_S) -> Any:
+        """Call and wait. Raises: RunError if the process is lost or does not answer; what the method raised."""
+        return get(self.call(method, *arguments), limit_s)
+
+    def kill(self) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.kill(self.handle)
+
+
+class LostError(RunError):
+    """A process of the run died, or its node did, or it did not answer."""
+
+
+def get(reference: Any, limit_s: float = START_LIMIT_S) -> Any:
+    """What a call returned. Raises: LostError if its process is gone or is too late; what the method itself raised."""
+    import ray
+    from ray import exceptions
+
+    try:
+        return ray.get(reference, timeout=limit_s)
+    except exceptions.GetTimeoutError as error:
+        raise LostError(f"no answer within {limit_s:g} s") from error
+    except exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, MarlError) else None
+        if cause is not None:
+            raise type(cause)(str(cause)) from error
+        raise RunError(f"a process of the run failed: {_last_line(str(error))}") from error
+    except (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.RaySystemError) as error:
+        raise LostError(_reason(error)) from error
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "without a word"
+
+
+def _reason(error: Exception) -> str:
+    words = str(error)
+    for sign, meaning in (
+        ("node", "its node was lost" if "node died" in words or "node was" in words else ""),
+        ("SYSTEM_ERROR", "its process died"),
+        ("ray.kill", "it was ended"),
+        ("exit code", "its process died"),
+    ):
+        if sign in words and meaning:
+            return meaning
+    return "its process died" if "died" in words else f"{type(error).__name__}"
+
+
+@dataclasses.dataclass
+class Losses:
+    """How often something was lost lately, and when it may be started again."""
+
+    times: deque[float] = dataclasses.field(default_factory=deque)
+    total: int = 0
+
+    def note(self, now: float) -> float | None:
+        """One more. Seconds to wait before the next start; None: it is not worth starting again."""
+        self.total += 1
+        self.times.append(now)
+        while self.times and now - self.times[0] > GIVE_UP[1]:
+            self.times.popleft()
+        if len(self.times) >= GIVE_UP[0]:
+            return None
+        return float(min(BACK_OFF_S[0] * 2 ** (len(self.times) - 1), BACK_OFF_S[1]))
+
+
+class Clock:
+    """How long calls usually take, so that one that takes much longer is noticed."""
+
+    def __init__(self, factor: float = 3.0, floor_s: float = 10.0) -> None:
+        self.factor, self.floor_s = factor, floor_s
+        self._seen: deque[float] = deque(maxlen=200)
+
+    def add(self, seconds: float) -> None:
+        self._seen.append(seconds)
+
+    def late_after(self) -> float:
+        """Seconds: `factor` times the 99th percentile of recent calls, at least `floor_s`; infinite before there are
+        ten of them, since the first ones compile."""
+        if len(self._seen) < 10:
+            return float("inf")
+        ordered = sorted(self._seen)
+        return max(self.factor * ordered[int(0.99 * (len(ordered) - 1))], self.floor_s)
+
+
+def now() -> float:
+    return time.monotonic()

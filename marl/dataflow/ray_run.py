@@ -1,0 +1,516 @@
+"""One run on Ray, as its driver sees it: tickets, parameter store and supervision here, everything that computes in
+processes of its own.
+
+Ray carries chunks and weights as one block each and answers calls; it is never asked once a step. Chunks go from the
+actors' nodes to the learner's without passing through this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from marl.core.errors import CheckpointError, ConfigError, RunError
+from marl.core.types import Tree
+from marl.dataflow.arena import pack, unpack
+from marl.dataflow.flow import FlowMeter
+from marl.dataflow.learning import Counts, DispatchResult, Updates, report
+from marl.dataflow.parts import Blueprint
+from marl.dataflow.ray_crew import START_LIMIT_S, Clock, Losses, LostError, ProcessOptions, Remote, get, now
+from marl.dataflow.shells import (
+    ActorJob,
+    ActorShell,
+    LearnerJob,
+    LearnerShell,
+    own_memory,
+    plain_counts,
+    unpack_weights,
+)
+from marl.dataflow.tickets import Ticket, Tickets
+
+IN_FLIGHT = 2  # calls of one actor: the next is there when the first is done
+BATCH = 64  # answers taken at once: waiting for one after the other costs the square of their number
+LEARNER_LOSSES = 5  # of the learner within the run, before it is called failed
+
+
+@dataclasses.dataclass(frozen=True)
+class RayOptions:
+    """As in `LocalOptions`, and: actors: processes that fill rollouts, among which the slots are shared.  min_actors:
+    fewer that are left, and the run fails.  learners: devices of the learner's process that share a batch.
+    call_limit_s: an actor that does not answer for so long is ended.  actor, learner, server: what their processes
+    get."""
+
+    num_envs: int
+    slots: int
+    actors: int
+    max_staleness: int = 0
+    asynchronous: bool = False
+    random_phase: bool = False
+    updates_per_dispatch: int = 1
+    min_actors: int = 1
+    learners: int = 1
+    servers: int = 0
+    faults: tuple[float, int, float] = (0.05, 3, 60.0)
+    call_limit_s: float = 600.0
+    actor: ProcessOptions = dataclasses.field(default_factory=ProcessOptions)
+    learner: ProcessOptions = dataclasses.field(default_factory=ProcessOptions)
+    server: ProcessOptions = dataclasses.field(default_factory=ProcessOptions)
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether two runs of one seed are bit-equal."""
+        return self.max_staleness == 0 and not self.asynchronous
+
+
+@dataclasses.dataclass
+class Call:
+    """A call that an actor is busy with. epoch: of the learner when it was sent."""
+
+    tickets: list[Ticket]
+    version: int
+    epoch: int
+    sent: float
+    arenas: list[Any]
+    overdue: bool = False
+
+
+class Hand:
+    """What the driver knows of one actor."""
+
+    def __init__(self, index: int, slots: tuple[int, ...]) -> None:
+        self.index, self.slots = index, slots
+        self.remote: Remote | None = None
+        self.starting: Any = None  # the reference to its first answer
+        self.incarnation = -1
+        self.calls: dict[Any, Call] = {}
+        self.version = -1  # the newest that it was sent
+        self.losses = Losses()
+        self.start_at: float | None = 0.0  # when it may be started; None: never again
+        self.since = 0.0
+        self.about: dict[str, Any] = {}
+
+    @property
+    def ready(self) -> bool:
+        return self.remote is not None and self.starting is None
+
+
+class RayRun:
+    """One seed of a run on Ray, in a session that was joined.
+
+    learners: names of the policies that learn, in the order of the blueprint's parts.
+    Raises: ConfigError if the parts do not fit.
+    """
+
+    def __init__(self, blueprint: Blueprint, learners: Sequence[str], options: RayOptions, seed: int) -> None:
+        if options.num_envs % options.slots or options.slots % options.actors:
+            raise ConfigError(
+                f"{options.num_envs} lanes in {options.slots} slots cannot be shared evenly by {options.actors} actors"
+            )
+        self.blueprint, self.learners, self.options, self.seed = blueprint, tuple(learners), options, seed
+        self.identity = blueprint.identity()
+        self.batch = 1 if options.asynchronous else options.slots
+        self.tickets = Tickets(self.batch, None if options.asynchronous else options.max_staleness)
+        self.flow = FlowMeter(dict.fromkeys(("world", "inference", "actor", "waiting"), options.actors))
+        each = options.slots // options.actors
+        self.hands = [Hand(i, tuple(range(i * each, (i + 1) * each))) for i in range(options.actors)]
+        self.learner: Remote | None = None
+        self.version = 0
+        self.learned = 0  # batches, as tickets count them: goes back with a learner that is restored
+        self.epoch = 0
+        self.weights: Any = None  # reference to the newest
+        self.events: list[tuple[str, str]] = []
+        self.counts: list[Counts] = []
+        self.about: dict[str, Any] = {}
+        self.lost = {"frames": 0, "chunks": 0, "actors": 0, "learners": 0}
+        self.clock = Clock()
+        self._offers: dict[Any, Callable[[Any, Any], None]] = {}  # the learner's reports that are to come
+        self._good: dict[str, Any] = {}  # what a lost learner is restored from
+        self._updates: list[Updates] = []
+
+    # ---- start and end ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start every process; fresh learners and worlds. Raises: RunError if one does not start."""
+        self._start_learner(None)
+        for hand in self.hands:
+            self._start_actor(hand)
+        self._await_actors()
+        self.keep()
+
+    def _start_learner(self, stored: Any) -> None:
+        own = self.options
+        job = LearnerJob(
+            seed=self.seed,
+            batch=self.batch,
+            ordered=not own.asynchronous,
+            capacity=self.batch * (own.max_staleness + 2) + own.slots,
+            identity=self.identity,
+            devices=own.learners,
+        )
+        self.learner = Remote(LearnerShell, (self.blueprint, job), own.learner)
+        about, self.weights = self.learner.call("start", self.version, stored, returns=2)
+        self.about["learner"] = get(about)
+
+    def _start_actor(self, hand: Hand) -> None:
+        own = self.options
+        hand.incarnation += 1
+        job = ActorJob(
+            seed=self.seed,
+            num_envs=own.num_envs,
+            total_slots=own.slots,
+            slots=hand.slots,
+            incarnation=hand.incarnation,
+            random_phase=own.random_phase,
+            faults=own.faults,
+            identity=self.identity,
+        )
+        hand.remote = Remote(ActorShell, (self.blueprint, job), own.actor)
+        hand.starting = hand.remote.call("start", self.version, self.weights)
+        hand.version, hand.since, hand.start_at = self.version, now(), None
+
+    def _await_actors(self) -> None:
+        """Until every actor that is starting has said so, or is given up."""
+        while any(hand.starting is not None or hand.start_at is not None for hand in self.hands):
+            self._start_due()
+            self._hear(1.0)
+
+    def close(self) -> None:
+        """End every process."""
+        for hand in self.hands:
+            if hand.remote is not None:
+                hand.remote.kill()
+        if self.learner is not None:
+            self.learner.kill()
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self, updates: int) -> DispatchResult:
+        """Go on until the learners have learned `updates` more times. Leaves are numbers without a seed axis.
+
+        Raises: RunError if too few actors are left, the learner keeps dying, or a world says that the run must stop.
+        """
+        goal = self.version + updates
+        self._offer(goal, [])
+        while self.version < goal:
+            self._start_due()
+            self._issue()
+            self._look_after()
+            self._hear(1.0, goal)
+        return self._result()
+
+    def _issue(self) -> None:
+        """Give work to actors that have room for it, as far as the bound on staleness allows."""
+        room = 1 if self.options.asynchronous or self.options.reproducible else IN_FLIGHT
+        for round_ in range(room):
+            for hand in self.hands:
+                if hand.ready and len(hand.calls) == round_ and not self._send(hand):
+                    return
+
+    def _send(self, hand: Hand) -> bool:
+        """One call for as many of an actor's slots as tickets are to be had; whether there was any."""
+        tickets: list[Ticket] = []
+        for slot in hand.slots[: 1 if self.options.asynchronous else None]:
+            ticket = self.tickets.issue(slot, self.learned)
+            if ticket is None:
+                break
+            tickets.append(ticket)
+        if not tickets:
+            return False
+        assert hand.remote is not None
+        newer = self.weights if hand.version < self.version else None
+        hand.version = self.version
+        if self.options.asynchronous:
+            method, first = "gradient", tickets[0]
+        else:
+            method, first = "collect", tickets  # type: ignore[assignment]
+        answer, *arenas = hand.remote.call(method, first, self.version, newer, returns=1 + len(self.learners))
+        hand.calls[answer] = Call(tickets, self.version, self.epoch, now(), arenas)
+        return True
+
+    def _hear(self, timeout_s: float, goal: int | None = None) -> None:
+        """Take the answers that are there, or wait for one."""
+        import ray
+
+        started = now()
+        waiting = [hand.starting for hand in self.hands if hand.starting is not None]
+        waiting += [reference for hand in self.hands for reference in hand.calls]
+        waiting += list(self._offers)
+        if not waiting:
+            if all(hand.start_at is None for hand in self.hands):
+                raise RunError("the dataflow stands still: no actor is at work and no batch is complete")
+            time.sleep(min(timeout_s, 0.05))  # until a lost actor may be started again
+            return
+        done, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s, fetch_local=False)
+        if len(waiting) > 1:
+            done, _ = ray.wait(waiting, num_returns=min(len(waiting), BATCH), timeout=0, fetch_local=False)
+        self.flow.add_time("driver waiting", now() - started)
+        # Answers of one moment are taken in a fixed order: the learner's first, then by actor.
+        for reference in [r for r in list(self._offers) if r in done]:
+            self._learner_said(reference)
+        for hand in self.hands:
+            if hand.starting in done:
+                self._started(hand)
+            for reference in [r for r in list(hand.calls) if r in done]:
+                self._actor_said(hand, reference, goal)
+
+    # ---- actors ----------------------------------------------------------------------------------------------------
+
+    def _started(self, hand: Hand) -> None:
+        try:
+            hand.about = get(hand.starting)
+        except LostError as error:
+            self._actor_lost(hand, f"did not start: {error}")
+            return
+        hand.starting = None
+        if hand.incarnation:
+            self.events.append(("actor restarted", f"actor {hand.index} is back after {now() - hand.since:.1f} s"))
+
+    def _actor_said(self, hand: Hand, reference: Any, goal: int | None) -> None:
+        call = hand.calls[reference]
+        try:
+            said = get(reference)
+        except LostError as error:
+            self._actor_lost(hand, str(error))
+            return
+        del hand.calls[reference]
+        self.clock.add(now() - call.sent)
+        self.flow.add(said["flow"])
+        self.events += said["events"]
+        counts = plain_counts(said["counts"])
+        if call.epoch != self.epoch or not all(self.tickets.holds(ticket) for ticket in call.tickets):
+            # Its tickets are others' by now: what it brings would be trained on twice, or too late.
+            self.lost["chunks"] += len(call.tickets)
+            self.lost["frames"] += int(counts.env_steps)
+            for ticket in call.tickets:
+                if call.epoch == self.epoch and self.tickets.holds(ticket):
+                    self.tickets.cancel(ticket)
+            self.events.append(("late chunk", f"actor {hand.index} came too late with {len(call.tickets)} chunks"))
+            return
+        self.counts.append(counts)
+        if self.options.asynchronous:
+            self._apply(call, said)
+        else:
+            self._offer(goal if goal is not None else self.version, call.tickets, call.arenas, hand)
+
+    def _actor_lost(self, hand: Hand, why: str) -> None:
+        """Its tickets go back, its worlds are gone; it is started again later, or never."""
+        if hand.remote is not None:
+            hand.remote.kill()
+        for call in hand.calls.values():
+            for ticket in call.tickets:
+                if call.epoch == self.epoch and self.tickets.holds(ticket):
+                    self.tickets.cancel(ticket)
+        hand.calls, hand.remote, hand.starting = {}, None, None
+        self.lost["actors"] += 1
+        wait = hand.losses.note(now())
+        hand.since = now()
+        hand.start_at = None if wait is None else now() + wait
+        left = sum(h.remote is not None or h.start_at is not None for h in self.hands)
+        what = "is given up" if wait is None else f"is started again in {wait:.1f} s"
+        self.events.append(("actor lost", f"actor {hand.index}: {why}; it {what}, its open rows are lost"))
+        if left < self.options.min_actors:
+            raise RunError(
+                f"{left} of {self.options.actors} actors are left, and dataflow.min_actors is "
+                f"{self.options.min_actors}; the last one to go: {why}"
+            )
+
+    def _start_due(self) -> None:
+        for hand in self.hands:
+            if hand.start_at is not None and now() >= hand.start_at:
+                self._start_actor(hand)
+
+    def _look_after(self) -> None:
+        """Give the work of one that takes far longer than usual to others; end one that does not answer at all."""
+        late_after = self.clock.late_after()
+        for hand in self.hands:
+            if hand.starting is not None and now() - hand.since > START_LIMIT_S:
+                self._actor_lost(hand, f"did not start within {START_LIMIT_S:g} s")
+            for call in list(hand.calls.values()):
+                took = now() - call.sent
+                if took > self.options.call_limit_s:
+                    self._actor_lost(hand, f"did not answer for {took:.0f} s")
+                    break
+                others = sum(h.ready for h in self.hands) > 1
+                if took > late_after and not call.overdue and others and not self.options.asynchronous:
+                    call.overdue = True
+                    for ticket in call.tickets:
+                        if call.epoch == self.epoch and self.tickets.holds(ticket):
+                            self.tickets.cancel(ticket)
+                    self.events.append(
+                        ("straggler", f"actor {hand.index} has been at it for {took:.1f} s; others do its work")
+                    )
+
+    # ---- the learner -----------------------------------------------------------------------------------------------
+
+    def _offer(self, goal: int, tickets: list[Ticket], arenas: Sequence[Any] = (), hand: Hand | None = None) -> None:
+        assert self.learner is not None
+        answer, weights = self.learner.call("offer", goal, *arenas, returns=2)
+
+        def said(report: Any, weights: Any) -> None:
+            for ticket in tickets:
+                if ticket.number in report["accepted"]:
+                    self.tickets.complete(ticket)
+                elif self.tickets.holds(ticket):
+                    self.tickets.cancel(ticket)
+                    self.lost["chunks"] += 1
+            for number, reason in report["rejected"]:
+                self.events.append(("chunk rejected", f"ticket {number}: {reason}"))
+            if report["damaged"] and hand is not None:
+                self.events.append(("damaged chunk", f"actor {hand.index}: {report['damaged']}"))
+            self._published(report["version"], weights)
+
+        self._offers[answer] = lambda report, _: said(report, weights)
+
+    def _apply(self, call: Call, said: Mapping[str, Any]) -> None:
+        assert self.learner is not None
+        answer, weights = self.learner.call(
+            "apply", call.version, said["env_steps"], said["metrics"], *call.arenas, returns=2
+        )
+        for ticket in call.tickets:
+            self.tickets.complete(ticket)
+        self._offers[answer] = lambda report, _: self._published(report["version"], weights)
+
+    def _published(self, version: int, weights: Any) -> None:
+        if version > self.version:
+            self.learned += version - self.version
+            self.version, self.weights = version, weights
+
+    def _learner_said(self, reference: Any) -> None:
+        then = self._offers.pop(reference)
+        try:
+            then(get(reference), None)
+        except LostError as error:
+            self._learner_lost(str(error))
+
+    def _learner_lost(self, why: str) -> None:
+        """A fresh process goes on from the last snapshot. What came since is lost and counted; versions go on."""
+        began = now()
+        self.lost["learners"] += 1
+        if self.lost["learners"] >= LEARNER_LOSSES:
+            raise RunError(f"the learner was lost {self.lost['learners']} times ({why}), so the run stops")
+        if self.learner is not None:
+            self.learner.kill()
+        back = self.learned - self._good["learned"]
+        self._offers = {}
+        self.epoch += 1
+        self.version += 1  # readers never see a version twice, nor go back
+        self.learned = self._good["learned"]
+        self.tickets.restore(self._good["tickets"])
+        for ticket in self.tickets.outstanding:
+            self.tickets.cancel(ticket)
+        self._start_learner(self._good["learner"])
+        self.events.append(
+            (
+                "learner restarted",
+                f"{why}; it went on from the last checkpoint, {back} updates before, after {now() - began:.1f} s",
+            )
+        )
+
+    # ---- what a dispatch reports -------------------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        """The learner's numbers since the last time, and its flow."""
+        assert self.learner is not None
+        taken = self.learner.ask("take")
+        self.flow.add(taken["flow"])
+        self._updates.append(Updates(**taken["updates"]))
+
+    def _result(self) -> DispatchResult:
+        try:
+            self._take()
+        except LostError as error:
+            self._learner_lost(str(error))
+            self._take()
+        counts, self.counts = self.counts, []
+        updates, self._updates = self._updates[-1], []
+        flow = self.flow.report() | {f"flow/lost_{name}": float(n) for name, n in self.lost.items()}
+        flow["flow/actors"] = float(sum(hand.ready for hand in self.hands))
+        return report(counts, updates, flow)
+
+    def take_events(self) -> list[tuple[str, str]]:
+        """(name, words) of what happened since the last call."""
+        found, self.events = self.events, []
+        return found
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """No more tickets; wait for what is under way, and hand it over without learning from it."""
+        while any(hand.calls for hand in self.hands) or self._offers:
+            self._start_due()
+            self._look_after()
+            self._hear(1.0)
+
+    def keep(self) -> None:
+        """Remember this moment as the one that a lost learner is restored from. The run must be drained."""
+        assert self.learner is not None
+        self._good = {
+            "learner": self.learner.ask("snapshot"),  # here, where it survives the loss of the learner's node
+            "learned": self.learned,
+            "version": self.version,
+            "tickets": self.tickets.snapshot(),
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """The whole run at one moment, drained, as a plain tree. A slot whose actor is lost just now is left empty."""
+        self.drain()
+        slots: dict[int, Any] = {}
+        for hand in self.hands:
+            if hand.ready:
+                assert hand.remote is not None
+                try:
+                    stored = own_memory(unpack(hand.remote.ask("snapshot")))
+                except LostError as error:
+                    self._actor_lost(hand, str(error))
+                else:
+                    slots |= dict(zip(hand.slots, stored, strict=True))
+        self.keep()
+        incarnations = [hand.incarnation for hand in self.hands for _ in hand.slots]
+        return {
+            "trainer": own_memory(unpack(self._good["learner"])),
+            "version": np.int64(self.version),
+            "learned": np.int64(self.learned),
+            "tickets": self.tickets.snapshot(),
+            "flow": self.flow.snapshot(),
+            "lost": {name: np.int64(n) for name, n in self.lost.items()},
+            "incarnations": np.array(incarnations, np.int64),
+            "slots": [slots.get(index) for index in range(self.options.slots)],
+        }
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Go on from a snapshot, on a run that was started: with any number of actors, learners and nodes.
+
+        Raises: CheckpointError if it is of another run.
+        """
+        if len(stored["slots"]) != self.options.slots:
+            raise CheckpointError(
+                f"the checkpoint has {len(stored['slots'])} slots, this run {self.options.slots}; "
+                "expected the same, however many actors share them"
+            )
+        assert self.learner is not None
+        self.version, self.learned = int(stored["version"]), int(stored["learned"])
+        self.tickets.restore(stored["tickets"])
+        self.flow.restore(stored["flow"])
+        self.lost = {name: int(stored["lost"].get(name, 0)) for name in self.lost}
+        trainer = pack(stored["trainer"], "a learner")
+        about, self.weights = self.learner.call("start", self.version, trainer, returns=2)
+        self.about["learner"] = get(about)
+        for hand in self.hands:
+            own = [stored["slots"][index] for index in hand.slots]
+            hand.incarnation = max(int(stored["incarnations"][index]) for index in hand.slots)
+            if any(slot is None for slot in own):  # it was lost at that moment: fresh worlds
+                self._actor_lost(hand, "it was lost when the checkpoint was written")
+                continue
+            assert hand.remote is not None
+            arena = pack(own, "a slot")
+            self.events += hand.remote.ask("restore", arena, self.version, hand.incarnation, self.weights)
+            hand.version = self.version
+        self.keep()
+
+    def params(self) -> dict[str, Tree]:
+        """What every learner published last."""
+        return unpack_weights(get(self.weights))

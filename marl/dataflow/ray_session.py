@@ -1,0 +1,142 @@
+"""A Ray cluster for a run: one of its own on this machine, or one that is there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from marl.core.errors import UserError
+
+CONNECT_S = 5.0  # to reach a cluster's head before it counts as dead
+_START_S = "120"  # to start Ray's own processes, on a busy machine
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionOptions:
+    """address: of a cluster (`auto`, `host:port`); None starts one on this machine, which ends with the run.  cpus: of
+    the own cluster.  object_store_bytes: of the own cluster's node; None leaves it to Ray.  dashboard: start Ray's, on
+    127.0.0.1."""
+
+    address: str | None = None
+    cpus: float = 1
+    object_store_bytes: int | None = None
+    dashboard: bool = False
+
+
+class Session:
+    """Joined when made. One that was joined before by this process is used as it is, and not left by `close`.
+
+    Raises: UserError, in one sentence, if the cluster cannot be reached, is of another Ray version, or does not let
+    this process in.
+    """
+
+    def __init__(self, options: SessionOptions) -> None:
+        if options.address is None:
+            _guard()
+        ray = _ray()
+        self._folder: Path | None = None
+        self._owner = not ray.is_initialized()
+        if not self._owner:
+            return
+        if options.address is None:
+            self._start(ray, options)
+        else:
+            _join(ray, options.address)
+
+    def _start(self, ray: Any, options: SessionOptions) -> None:
+        """A cluster of our own: token authentication, loopback, a folder that goes with it."""
+        # Names of sockets are limited to 107 bytes, and Ray adds about 60 to the folder.
+        base = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
+        self._folder = Path(tempfile.mkdtemp(prefix="marl-ray-", dir=base))
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_S)
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(options.cpus, 1),
+                object_store_memory=options.object_store_bytes,
+                include_dashboard=options.dashboard,
+                dashboard_host="127.0.0.1",
+                _temp_dir=str(self._folder),
+                _node_ip_address="127.0.0.1",
+                **_QUIET,
+            )
+        except Exception as error:
+            self.close()
+            raise UserError(f"cannot start Ray on this machine: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Leave the cluster; one of our own ends, and its files go."""
+        if self._owner:
+            with contextlib.suppress(Exception):
+                _ray().shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+_QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+
+
+def _guard() -> None:
+    """A token of this run's own for the cluster that it starts. Ray reads these once, when it is imported."""
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _ray() -> Any:
+    # Whoever needs no accelerator of Ray's must still see those of the machine.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("dataflow.kind ray needs the package ray; expected: pip install 'marl-platform'") from error
+    return ray
+
+
+def _join(ray: Any, address: str) -> None:
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise UserError(f"'{address}' is no address of a Ray cluster; expected host:port, such as 10.0.0.1:6379")
+        try:
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        except OSError as error:
+            raise UserError(
+                f"no Ray cluster answers at {address} ({error.strerror or error}); "
+                "expected the address that `ray start --head` printed"
+            ) from error
+    try:
+        ray.init(address=address, **_QUIET)
+    except Exception as error:
+        raise UserError(explain(error, address)) from error
+
+
+def explain(error: Exception, address: str) -> str:
+    """In one sentence why a cluster did not let this process join."""
+    words, kind = str(error), type(error).__name__
+    if "ersion mismatch" in words:
+        return f"the cluster at {address} runs another version of Ray or Python: {_first_line(error)}"
+    if kind == "AuthenticationError" or "nauthenticated" in words or "401" in words or "token" in words.lower():
+        return (
+            f"the cluster at {address} does not let this process in; "
+            "expected RAY_AUTH_MODE=token and its token in RAY_AUTH_TOKEN"
+        )
+    if isinstance(error, ConnectionError):
+        return f"no Ray cluster is running at {address}; expected one started by `ray start --head`"
+    return f"cannot join the Ray cluster at {address}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,325 @@
+"""What a process of a cluster holds: a plain object around an actor, a learner or a policy server. Nothing here imports
+Ray; calls bring and give back plain values and arenas, so that the same objects can be driven in one process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from marl.core.host_group import FaultPolicy
+from marl.core.types import Tree
+from marl.dataflow.actor import ActorCore, ActorOptions, InlineInference, Slot
+from marl.dataflow.actor_state import restore_slots, snapshot_slots
+from marl.dataflow.arena import ArenaError, pack, unpack
+from marl.dataflow.buffers import Accepted
+from marl.dataflow.chunks import Chunk
+from marl.dataflow.flow import FlowMeter
+from marl.dataflow.learner import LearnerCore
+from marl.dataflow.learner_sharded import ShardedLearner
+from marl.dataflow.learning import Counts, add_counts
+from marl.dataflow.parts import Blueprint, Parts
+from marl.dataflow.server import PolicyServer
+from marl.dataflow.slots import Filled
+from marl.dataflow.stage import common_rollout
+from marl.dataflow.tickets import Ticket
+from marl.dataflow.trainer import Trainer
+
+Arena: TypeAlias = NDArray[np.uint8]
+SHOWN = ("JAX_PLATFORMS", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_FLAGS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+
+def about() -> dict[str, Any]:
+    """Which process this is, where its arrays live, and what its environment said when it began."""
+    return {
+        "pid": os.getpid(),
+        "devices": [f"{d.platform}:{d.id}" for d in jax.local_devices()],
+        "env": {name: os.environ[name] for name in SHOWN if name in os.environ},
+    }
+
+
+def pack_weights(published: Mapping[str, Tree]) -> Arena:
+    """What learners published, as one block."""
+    return pack(jax.device_get(dict(published)), "the parameters of a policy")
+
+
+def unpack_weights(arena: Arena) -> dict[str, Tree]:
+    """The inverse of `pack_weights`, in memory of its own: a view would pin the block in the store."""
+    return jax.tree.map(lambda x: jnp.array(x), unpack(arena))  # type: ignore[no-any-return]
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorJob:
+    """What an actor is told when it is made; plain values. identity: of the blueprint, as the driver sees it.  serve:
+    how to reach the policy servers (`served.ServedClient`); None: actions are inferred in the actor."""
+
+    seed: int
+    num_envs: int
+    total_slots: int
+    slots: tuple[int, ...]
+    incarnation: int
+    random_phase: bool
+    faults: tuple[float, int, float]
+    identity: str
+    serve: Any = None
+
+
+class ActorShell:
+    """An actor in a process of its own.
+
+    Raises: RunError if the process runs other code than the driver; WorldError if the worlds cannot be made.
+    """
+
+    def __init__(self, blueprint: Blueprint, job: ActorJob) -> None:
+        blueprint.check(job.identity)
+        self.parts, self.job = blueprint.make(), job
+        self.server = PolicyServer(self.parts.policies, self.parts.all_fixed)
+        self.client: Any = None
+        if job.serve is not None:
+            from marl.dataflow.served import ServedClient
+
+            self.client = ServedClient.of(self.parts, job.num_envs // job.total_slots, job.serve)
+        self.flow = FlowMeter()
+        self._full: list[tuple[Slot, Filled]] = []
+        self.core = ActorCore(
+            self.parts.worlds,
+            self.parts.policies,
+            self.parts.algorithms,
+            ActorOptions(
+                seed=job.seed,
+                num_envs=job.num_envs,
+                total_slots=job.total_slots,
+                slots=job.slots,
+                random_phase=job.random_phase,
+                faults=FaultPolicy(*job.faults),
+                incarnation=job.incarnation,
+            ),
+            length=common_rollout(self.parts.algorithms),
+            inference=self.client or InlineInference(self.server),
+            params=self.server.params,
+            flow=self.flow,
+            on_filled=lambda slot, filled: self._full.append((slot, filled)),
+        )
+
+    def start(self, version: int, weights: Arena) -> dict[str, Any]:
+        """Begin the first episodes. Returns what process this is."""
+        self._load(version, weights)
+        self.core.start(self._params(version))
+        return about()
+
+    def _load(self, version: int, arena: Arena | None) -> None:
+        if arena is None:
+            return
+        for name, params in unpack_weights(arena).items():
+            self.server.load(name, version, params)
+            used = {slot.versions[name] for slot in self.core.slots if slot.ticket is not None}
+            self.server.unload(name, used | {version})
+
+    def _params(self, version: int) -> dict[str, Tree]:
+        return self.server.params(dict.fromkeys(self.parts.learners, version))
+
+    def collect(self, tickets: Sequence[Ticket], version: int, weights: Arena | None) -> tuple[Any, ...]:
+        """A rollout of every slot that a ticket names, acting with `version`.
+
+        weights: that version's; None if an earlier call brought them.  Returns: a report of plain values, then an arena
+        a learner.
+        """
+        self._load(version, weights)
+        self._play(tickets, version)
+        chunks: dict[str, list[Chunk]] = {name: [] for name in self.parts.learners}
+        for slot, filled in sorted(self._full, key=lambda full: full[0].index):
+            for name, chunk in self.core.chunks(slot, filled).items():
+                chunks[name].append(chunk)
+        self._full = []
+        return self._report(), *(pack([c.snapshot() for c in own], name) for name, own in chunks.items())
+
+    def gradient(self, ticket: Ticket, version: int, weights: Arena | None) -> tuple[Any, ...]:
+        """A rollout of one slot and the gradient of every learner on it, taken here.
+
+        Returns: a report, with the env steps and metrics of the gradient in it, then an arena a learner.
+        """
+        self._load(version, weights)
+        self._play([ticket], version)
+        ((slot, filled),) = self._full
+        self._full = []
+        sequence = slot.sequence
+        grads, metrics, steps = [], {}, 0
+        params = self._params(version)
+        for name, chunk in self.core.chunks(slot, filled).items():
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.job.seed), slot.index), sequence)
+            core = LearnerCore(name, self.parts.algorithms[name])
+            found, said = core.gradient(params[name], chunk.trajectory, key)
+            grads.append(pack(jax.device_get(found), f"the gradient of '{name}'"))
+            metrics[name] = {tag: float(value) for tag, value in said.items()}
+            steps = chunk.env_steps
+        return {**self._report(), "metrics": metrics, "env_steps": steps}, *grads
+
+    def _play(self, tickets: Sequence[Ticket], version: int) -> None:
+        by_index = {slot.index: slot for slot in self.core.slots}
+        versions = dict.fromkeys(self.parts.learners, version)
+        for ticket in tickets:
+            self.core.begin(by_index[ticket.slot], ticket, versions)
+        while len(self._full) < len(tickets):
+            if not self.core.step():
+                started = time.perf_counter()
+                self.core.wait()
+                self.flow.add_time("waiting", time.perf_counter() - started)
+
+    def _report(self) -> dict[str, Any]:
+        counts, self.core.counts = self.core.counts, []
+        events, self.core.events = self.core.events, []
+        return {"counts": _plain(add_counts(counts)), "flow": self.flow.take(), "events": events}
+
+    def snapshot(self) -> Arena:
+        """Every slot between two calls: open episodes, recurrent states, keys."""
+        self.core.settle()
+        return pack(snapshot_slots(self.core), "a slot")
+
+    def restore(self, stored: Arena, version: int, incarnation: int, weights: Arena) -> list[tuple[str, str]]:
+        """Go on from a snapshot, on an actor that was started. Returns what could not be brought back.
+
+        incarnation: the highest that its slots had.  Raises: CheckpointError if it is of other slots.
+        """
+        self._load(version, weights)
+        self.core.options = dataclasses.replace(self.core.options, incarnation=incarnation)
+        restore_slots(self.core, own_memory(unpack(stored)), self._params(version))
+        events, self.core.events = self.core.events, []
+        return events
+
+    def close(self) -> None:
+        self.core.close()
+        if self.client is not None:
+            self.client.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerJob:
+    """What a learner is told when it is made; plain values. devices: of its process that it splits batches over."""
+
+    seed: int
+    batch: int
+    ordered: bool
+    capacity: int
+    identity: str
+    devices: int = 1
+
+
+class LearnerShell:
+    """Buffers and learners in a process of their own. `version` counts publications and never goes back: one that
+    replaces another begins at the next.
+
+    Raises: RunError if the process runs other code than the driver.
+    """
+
+    def __init__(self, blueprint: Blueprint, job: LearnerJob) -> None:
+        blueprint.check(job.identity)
+        self.parts: Parts = blueprint.make()
+        self.flow = FlowMeter()
+
+        def make(name: str, algorithm: Any) -> Any:
+            if job.devices == 1:
+                return LearnerCore(name, algorithm)
+            return ShardedLearner(name, lambda axis: self.parts.on_axis(name, axis), jax.local_devices()[: job.devices])
+
+        self.trainer = Trainer(
+            self.parts.algorithms,
+            self.flow,
+            batch=job.batch,
+            ordered=job.ordered,
+            capacity=job.capacity,
+            seed=job.seed,
+            make_learner=make,
+        )
+        self.version = 0
+
+    def start(self, version: int, stored: Arena | None) -> tuple[dict[str, Any], Arena]:
+        """Fresh learners, or those of a snapshot; their parameters are published as `version`.
+
+        Raises: CheckpointError if it is of another run.
+        """
+        self.trainer.start()
+        if stored is not None:
+            self.trainer.restore(own_memory(unpack(stored)))
+        self.version = version
+        return about(), pack_weights(self.trainer.published())
+
+    def offer(self, goal: int, *arenas: Arena) -> tuple[dict[str, Any], Arena | None]:
+        """Take chunks, learn while a batch is there and the version is below `goal`.
+
+        arenas: one a learner, in their order, or none.  Returns: a report (`version`, `accepted` ticket numbers,
+        `rejected` ones with the reason, `flow`), and the weights if there is a new version.
+        """
+        accepted: list[int] = []
+        rejected: list[tuple[int, str]] = []
+        damaged = ""
+        try:
+            offered = [[Chunk.restored(tree) for tree in unpack(arena)] for arena in arenas]
+        except ArenaError as error:  # nothing of it is taken
+            offered, damaged = [], str(error)
+        for chunks in offered:
+            for chunk in chunks:
+                answer = self.trainer.offer(chunk, self.version)
+                if isinstance(answer, Accepted):
+                    accepted.append(chunk.ticket)
+                else:
+                    rejected.append((chunk.ticket, answer.reason))
+        before = self.version
+        while self.version < goal and self.trainer.prepare(self.version):
+            started = time.perf_counter()
+            self.trainer.learn(self.version)
+            self.trainer.finish()
+            self.version += 1
+            weights = self.trainer.published()
+            self.flow.add_time("learner", time.perf_counter() - started)
+        report = {"version": self.version, "accepted": accepted, "rejected": rejected, "damaged": damaged}
+        return report, pack_weights(weights) if self.version > before else None
+
+    def apply(
+        self, acted: int, env_steps: int, metrics: Mapping[str, Any], *arenas: Arena
+    ) -> tuple[dict[str, Any], Arena | None]:
+        """Apply a gradient, one arena a learner, that was taken at version `acted`. Returns as `offer`."""
+        started = time.perf_counter()
+        try:
+            found = {n: own_memory(unpack(arena)) for n, arena in zip(self.parts.learners, arenas, strict=True)}
+        except ArenaError as error:
+            return {"version": self.version, "accepted": [], "rejected": [], "damaged": str(error)}, None
+        self.trainer.apply(self.version, {n: (grads, metrics[n]) for n, grads in found.items()}, acted, env_steps)
+        self.trainer.finish()
+        self.version += 1
+        weights = pack_weights(self.trainer.published())
+        self.flow.add_time("learner", time.perf_counter() - started)
+        return {"version": self.version, "accepted": [], "rejected": [], "damaged": ""}, weights
+
+    def take(self) -> dict[str, Any]:
+        """What the updates since the last call amounted to, and the flow; plain values."""
+        updates = self.trainer.take_updates()
+        counters = {name: stage.buffer.counters() for name, stage in self.trainer.stages.items()}
+        return {"updates": updates._asdict(), "flow": self.flow.take(), "counters": counters}
+
+    def snapshot(self) -> Arena:
+        """Learners, buffers, keys."""
+        return pack(self.trainer.snapshot(), "a learner")
+
+
+def _plain(counts: Counts) -> dict[str, Any]:
+    return {field.name: getattr(counts, field.name) for field in dataclasses.fields(counts)}
+
+
+def plain_counts(stored: Mapping[str, Any]) -> Counts:
+    """Counts from a report."""
+    make: Any = Counts
+    made: Counts = make(**stored)
+    return made
+
+
+def own_memory(tree: Tree) -> Tree:
+    """The tree with every array copied: writable, and free of the block that it was a view of."""
+    return jax.tree.map(np.array, tree)
