@@ -230,7 +230,11 @@ def test_an_agents_gradient_does_not_depend_on_another_agents_reward(plain: Plai
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("specs", "turns"), [(MIXED, False), (PAIR, True)], ids=["all at once", "in turns"])
+@pytest.mark.parametrize(
+    ("specs", "turns"),
+    [pytest.param(MIXED, False, marks=pytest.mark.slow), (PAIR, True)],
+    ids=["all at once", "in turns"],
+)
 def test_every_action_space_learns_with_memory(rollout: Any, specs: tuple[RoleSpec, ...], turns: bool) -> None:
     """V-trace finds the probabilities that acted, and every part of every network has a gradient."""
     algorithm = A3C(A3CConfig(**SMALL, recurrent=True, correction="vtrace"), specs)

@@ -103,6 +103,7 @@ def test_pictures_are_found_where_the_flat_vector_holds_them() -> None:
 SEEING = RoleSpec("eye", 2, Dict.of({"pixels": Box((3, 16, 16), **BYTES), "speed": Box((2,))}), Discrete(3))
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("options", [{"recurrent": True}, {"sharing": "role"}], ids=["recurrent", "shared"])
 def test_actor_and_critic_learn_to_see(rollout: Any, options: dict[str, Any]) -> None:

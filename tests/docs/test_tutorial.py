@@ -52,6 +52,7 @@ def small(words: list[str]) -> list[str]:
     return [*words, *SMALL, *(key for found in keys for key in found)]
 
 
+@pytest.mark.slow
 @pytest.mark.learn
 def test_the_page_works_from_top_to_bottom(
     page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -104,6 +104,7 @@ def trained(repository: Path, name: str, *overrides: str, episodes: int = 100) -
     return [float(np.mean(result.returns["agent"])) for result in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", pytest.param("a3c", marks=pytest.mark.slow)])
 def test_gymnasium_s_cart_and_pole_is_solved_in_every_seed(repository: Path, algorithm: str) -> None:
     found = trained(repository, f"gymnasium/cartpole_{algorithm}.yaml")

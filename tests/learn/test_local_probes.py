@@ -27,7 +27,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["ppo", *(pytest.param(n, marks=pytest.mark.slow) for n in RUNS if n != "ppo")])
 def test_credit_and_its_value_are_learnt(name: str) -> None:
     """The prize two rows later is found, and the first row is worth gamma."""
     agent, dataflow, updates = RUNS[name]

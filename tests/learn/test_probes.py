@@ -112,6 +112,7 @@ def test_cartpole_balances() -> None:
     assert returns(*trained({"id": "cartpole_v0"}, {"all": ppo}, 120, 16), 32)["cart"] > 400
 
 
+@pytest.mark.slow
 def test_a3c_learns_a_constant_value() -> None:
     predicted, step = values(*trained({"id": "probe_value_v0"}, {"all": A3C}, 60))
     np.testing.assert_allclose(predicted["agent"][np.asarray(step.first)], 1.0, atol=0.05)
@@ -124,6 +125,7 @@ def test_a3c_finds_credit_and_values_it() -> None:
     np.testing.assert_allclose(predicted["agent"][np.asarray(step.first)], 0.99, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a3c_bootstraps_from_truncated_rows() -> None:
     a3c = {**A3C, "gamma": 0.8, "agent_id": False, "last_action": False}
     predicted, step = values(*trained({"id": "probe_truncation_v0"}, {"all": a3c}, 300))
@@ -131,17 +133,20 @@ def test_a3c_bootstraps_from_truncated_rows() -> None:
     np.testing.assert_allclose(predicted["agent"][alive], 1 / (1 - 0.8), atol=0.05)
 
 
+@pytest.mark.slow
 def test_a3c_remembers_with_a_recurrent_policy() -> None:
     a3c = {**A3C, "recurrent": True, "gru_size": 16, "last_action": False}
     assert returns(*trained({"id": "probe_memory_v0"}, {"all": a3c}, 400, 32), 256)["agent"] > 0.95
 
 
+@pytest.mark.slow
 def test_a3c_learns_two_roles_with_one_learner() -> None:
     agents = {"team": {**A3C, "group": ["leader", "follower"]}}
     found = returns(*trained({"id": "probe_roles_v0"}, agents, 150))
     assert min(found.values()) > 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["none", "role"])
 def test_a3c_coordinates_two_agents(sharing: str) -> None:
     assert (
@@ -150,6 +155,7 @@ def test_a3c_coordinates_two_agents(sharing: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a3c_balances_cartpole() -> None:
     a3c = {"algorithm": "a3c", "learning_rate": 3e-3, "rmsprop_eps": 1e-3}
     assert returns(*trained({"id": "cartpole_v0"}, {"all": a3c}, 1500, 16), 32)["cart"] > 450

@@ -76,7 +76,7 @@ LEARNERS = {
 }
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", ["ppo", pytest.param("a3c", marks=pytest.mark.slow)])
 def test_a_move_is_worth_what_arrives_at_the_opponents_turn(name: str) -> None:
     world: Any = InTurn()
     policy: Any = LEARNERS[name](world.roles)

@@ -42,6 +42,7 @@ def measured(capsys: pytest.CaptureFixture[str], what: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("id", "agents", "dataflow"),
     [

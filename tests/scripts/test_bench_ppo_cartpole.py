@@ -28,6 +28,7 @@ def test_no_repeats_is_a_usage_error() -> None:
     assert "at least 1" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_our_side_answers_every_line_with_one_training_run() -> None:
     side = subprocess.run(

@@ -72,6 +72,7 @@ def run(repository: Path, packages: Path, *arguments: object, **environment: str
     )
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_all_checks_pass_on_the_cpu_with_only_the_promised_packages_and_are_not_done_twice(
     repository: Path, packages: Path, tmp_path: Path
