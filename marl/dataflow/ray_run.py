@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from marl.core.errors import CheckpointError, ConfigError, RunError
@@ -124,6 +125,7 @@ class RayRun:
         self.weights: Any = None  # reference to the newest
         self.events: list[tuple[str, str]] = []
         self.counts: list[Counts] = []
+        self._nothing: list[Counts] = []
         self.about: dict[str, Any] = {}
         self.lost = {"frames": 0, "chunks": 0, "actors": 0, "learners": 0}
         self.clock = Clock()
@@ -235,7 +237,6 @@ class RayRun:
         """Take the answers that are there, or wait for one."""
         import ray
 
-        started = now()
         waiting = [hand.starting for hand in self.hands if hand.starting is not None]
         waiting += [reference for hand in self.hands for reference in hand.calls]
         waiting += list(self._offers)
@@ -247,7 +248,6 @@ class RayRun:
         done, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s, fetch_local=False)
         if len(waiting) > 1:
             done, _ = ray.wait(waiting, num_returns=min(len(waiting), BATCH), timeout=0, fetch_local=False)
-        self.flow.add_time("driver waiting", now() - started)
         # Answers of one moment are taken in a fixed order: the learner's first, then by actor.
         for reference in [r for r in list(self._offers) if r in done]:
             self._learner_said(reference)
@@ -291,6 +291,7 @@ class RayRun:
             self.events.append(("late chunk", f"actor {hand.index} came too late with {len(call.tickets)} chunks"))
             return
         self.counts.append(counts)
+        self._nothing = [jax.tree.map(np.zeros_like, counts)]
         if self.options.asynchronous:
             self._apply(call, said)
         else:
@@ -425,7 +426,8 @@ class RayRun:
         except LostError as error:
             self._learner_lost(str(error))
             self._take()
-        counts, self.counts = self.counts, []
+        # What was learned from may all have been played, and counted, before the last report.
+        counts, self.counts = self.counts or self._nothing, []
         updates, self._updates = self._updates[-1], []
         flow = self.flow.report() | {f"flow/lost_{name}": float(n) for name, n in self.lost.items()}
         flow["flow/actors"] = float(sum(hand.ready for hand in self.hands))

@@ -11,6 +11,8 @@ import shutil
 import socket
 import sys
 import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +61,17 @@ class Session:
         self._folder = Path(tempfile.mkdtemp(prefix="marl-ray-", dir=base))
         os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_S)
         try:
-            ray.init(
-                address="local",
-                num_cpus=max(options.cpus, 1),
-                object_store_memory=options.object_store_bytes,
-                include_dashboard=options.dashboard,
-                dashboard_host="127.0.0.1",
-                _temp_dir=str(self._folder),
-                _node_ip_address="127.0.0.1",
-                **_QUIET,
-            )
+            with _forks_in_silence():
+                ray.init(
+                    address="local",
+                    num_cpus=max(options.cpus, 1),
+                    object_store_memory=options.object_store_bytes,
+                    include_dashboard=options.dashboard,
+                    dashboard_host="127.0.0.1",
+                    _temp_dir=str(self._folder),
+                    _node_ip_address="127.0.0.1",
+                    **_QUIET,
+                )
         except Exception as error:
             self.close()
             raise UserError(f"cannot start Ray on this machine: {_first_line(error)}") from error
@@ -84,6 +87,14 @@ class Session:
 
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+
+
+@contextlib.contextmanager
+def _forks_in_silence() -> Iterator[None]:
+    """JAX warns of forks; Ray's own processes are programs of their own, so nothing of JAX lives on in them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+        yield
 
 
 def _guard() -> None:
@@ -117,7 +128,8 @@ def _join(ray: Any, address: str) -> None:
                 "expected the address that `ray start --head` printed"
             ) from error
     try:
-        ray.init(address=address, **_QUIET)
+        with _forks_in_silence():
+            ray.init(address=address, **_QUIET)
     except Exception as error:
         raise UserError(explain(error, address)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TypeAlias
 
 import jax
@@ -13,14 +14,20 @@ from marl.core.host_group import FaultPolicy
 from marl.core.types import Tree
 from marl.dataflow.fused import Fused
 from marl.dataflow.local import Local, LocalOptions
+from marl.dataflow.parts import Blueprint
 from marl.dataflow.population import PopulationRun
+from marl.dataflow.ray_crew import ProcessOptions
+from marl.dataflow.ray_placement import RayPlacement
+from marl.dataflow.ray_run import RayOptions
+from marl.dataflow.ray_session import SessionOptions
 from marl.dataflow.stage import common_rollout
 from marl.evaluate.host import HostEpisodePlayer, HostEvaluator
 from marl.evaluate.protocol import EpisodePlayer, Evaluator
 from marl.io.checkpoint import load_arrays
-from marl.runner.memory import check_memory
+from marl.runner.memory import check_memory, check_object_store
 from marl.runner.plan import Plan
-from marl.runner.schema import ExperimentConfig, FusedConfig, LocalConfig
+from marl.runner.rllib import RllibRun, build_rllib, check_trained_by
+from marl.runner.schema import DecoupledConfig, ExperimentConfig, FusedConfig, LocalConfig, RayConfig, RllibConfig
 
 ROWS_PER_DISPATCH = (
     16_384  # over all seeds: long enough to hide the host, short enough to show progress and react to signals
@@ -68,7 +75,7 @@ def updates_per_dispatch(config: ExperimentConfig, plan: Plan) -> int:
         return int(chosen)
     rollout = max((plan.policies[name].needs.rollout for name in plan.learners), default=1)
     rows = rollout * config.dataflow.num_envs
-    if isinstance(config.dataflow, LocalConfig) and asynchronous(config, plan):
+    if isinstance(config.dataflow, DecoupledConfig) and asynchronous(config, plan):
         rows //= slots(config, plan)
     limits = [(ROWS_PER_DISPATCH if plan.host is None else HOST_ROWS_PER_DISPATCH) // len(config.seed_list)]
     limits += [n for n in (config.evaluate.every, config.checkpoint.every) if n]
@@ -88,11 +95,16 @@ def resolved(plan: Plan) -> ExperimentConfig:
 
         found = resolve_population(config, plan, plan.population)
         return config.model_copy(update={"dataflow": config.dataflow.model_copy(update=found)})
+    check_trained_by(config, plan)
+    if isinstance(config.dataflow, RllibConfig):
+        return config
     found = {"updates_per_dispatch": updates_per_dispatch(config, plan)}
     if isinstance(config.dataflow, FusedConfig):
         found["data_parallel"] = len(learner_devices(config))
     else:
         check_local(config, plan)
+        if isinstance(config.dataflow, RayConfig):
+            check_ray(config, plan)
         local = config.dataflow
         phase = local.random_phase
         found["slots"] = slots(config, plan)
@@ -108,7 +120,7 @@ def check_local(config: ExperimentConfig, plan: Plan) -> None:
     be, the learners' rollouts differ, or the rollouts do not fit into the memory that is free.
     """
     local = config.dataflow
-    assert isinstance(local, LocalConfig)
+    assert isinstance(local, DecoupledConfig)
     if plan.host is not None and local.devices.actors.partition(":")[0] not in ("auto", "cpu"):
         text = f"'{local.devices.actors}' is asked for, but worlds in Python run on the CPU; expected auto or cpu"
         raise config.source.error(("dataflow", "devices", "actors"), text)
@@ -137,16 +149,19 @@ def slots(config: ExperimentConfig, plan: Plan) -> int:
     Raises: ConfigError if the processes cannot share the lanes evenly.
     """
     local = config.dataflow
-    assert isinstance(local, LocalConfig)
+    assert isinstance(local, DecoupledConfig)
     if local.slots != "auto":
         return local.slots
     wanted = [4, 2, 1] if asynchronous(config, plan) else [1]
-    if local.workers:
-        wanted = [2 * local.workers, local.workers]
+    if local.processes:
+        # An actor of its own infers and steps by turns, and one call serves all its lanes.
+        wanted = [2 * local.processes, local.processes] if isinstance(local, LocalConfig) else [local.processes]
+    if isinstance(local, RayConfig) and local.inference == "served":
+        wanted = [2 * local.processes, local.processes]  # one moves while the other one's actions are inferred
     fitting = [count for count in wanted if local.num_envs % count == 0]
     if not fitting:
-        text = f"{local.workers} processes cannot share {local.num_envs} lanes evenly; expected num_envs a multiple"
-        raise config.source.error(("dataflow", "workers"), text)
+        text = f"{local.processes} processes cannot share {local.num_envs} lanes evenly; expected num_envs a multiple"
+        raise config.source.error(("dataflow", local.processes_key), text)
     return fitting[0]
 
 
@@ -156,7 +171,7 @@ def asynchronous(config: ExperimentConfig, plan: Plan) -> bool:
     Raises: ConfigError if it is asked for and a learner has no gradients to give.
     """
     local = config.dataflow
-    assert isinstance(local, LocalConfig)
+    assert isinstance(local, DecoupledConfig)
     able = [name for name in plan.learners if plan.policies[name].needs.gradients]
     if local.gradients == "asynchronous" and len(able) < len(plan.learners):
         other = next(name for name in plan.learners if name not in able)
@@ -242,12 +257,91 @@ def _devices(config: ExperimentConfig) -> dict[str, jax.Device]:
     return {part: device(config, part)[0] for part in parts}
 
 
-def build_dataflow(config: ExperimentConfig, plan: Plan) -> Fused | Local | PopulationRun:
+def check_ray(config: ExperimentConfig, plan: Plan) -> None:
+    """What can be known of a run on Ray before it begins, beside `check_local`.
+
+    Raises: ConfigError if it has several seeds, a batch cannot be split over the learners, or the chunks under way
+    would fill the object store.
+    """
+    ray = config.dataflow
+    assert isinstance(ray, RayConfig)
+    source = config.source
+    if len(config.seed_list) > 1:
+        text = f"dataflow.kind ray trains one seed a run, got {len(config.seed_list)}; expected one, or marl sweep"
+        raise source.error(("seeds",), text)
+    if ray.gpus_per_learner and ray.gpus_per_learner < ray.learners:
+        text = f"{ray.learners} learners with {ray.gpus_per_learner:g} GPUs; expected a GPU each"
+        raise source.error(("dataflow", "gpus_per_learner"), text)
+    if ray.learners > 1 and (asynchronous(config, plan) or ray.num_envs % ray.learners):
+        text = (
+            f"{ray.learners} learners share batches of {ray.num_envs} lanes; "
+            "expected gradients: batch and a divisor of num_envs"
+        )
+        raise source.error(("dataflow", "learners"), text)
+    if ray.inference == "served" and plan.host is None:
+        text = "served inference is for worlds in Python; a world in JAX infers where it runs: expected inline"
+        raise source.error(("dataflow", "inference"), text)
+    if ray.address is None:
+        check_object_store(config, plan)
+
+
+def build_ray(config: ExperimentConfig, plan: Plan) -> RayPlacement:
+    """The dataflow on Ray of a resolved config; its processes are not started yet.
+
+    Raises: ConfigError as `check_local` and `check_ray`; UserError if the cluster cannot be joined.
+    """
+    check_local(config, plan)
+    check_ray(config, plan)
+    ray = config.dataflow
+    assert isinstance(ray, RayConfig)
+    is_asynchronous = asynchronous(config, plan)
+    faults = ray.world_faults
+    servers = ray.servers if ray.inference == "served" else 0
+    options = RayOptions(
+        num_envs=ray.num_envs,
+        slots=slots(config, plan),
+        actors=ray.actors,
+        max_staleness=ray.max_staleness,
+        asynchronous=is_asynchronous,
+        random_phase=bool(ray.random_phase) and ray.random_phase != "auto",
+        updates_per_dispatch=updates_per_dispatch(config, plan),
+        min_actors=ray.min_actors,
+        learners=ray.learners,
+        servers=servers,
+        faults=(faults.share, faults.grace, faults.timeout),
+        call_limit_s=ray.actor_timeout,
+        actor=ProcessOptions(cpus=ray.cpus_per_actor),
+        learner=ProcessOptions(
+            gpus=ray.gpus_per_learner,
+            memory_fraction=ray.memory_fraction,
+            host_devices=1 if ray.gpus_per_learner else ray.learners,
+        ),
+        server=ProcessOptions(gpus=ray.gpus_per_server, memory_fraction=ray.memory_fraction),
+    )
+    session = SessionOptions(
+        address=ray.address,
+        cpus=ray.actors * ray.cpus_per_actor + 1 + servers,
+        object_store_bytes=ray.object_store * 2**20,
+        dashboard=ray.dashboard,
+    )
+    path = () if ray.address else tuple(sys.path)
+    blueprint = Blueprint("marl.runner.parts:make_parts", {"config": config.model_dump(mode="json")}, path)
+    length = common_rollout({name: plan.policies[name] for name in plan.learners})
+    fixed = frozen_params(plan)
+    not_learning = {name: fixed.get(name, ()) for name in plan.policies if name not in plan.learners}
+    return RayPlacement(blueprint, plan.learners, not_learning, options, session, config.seed_list[0], length)
+
+
+def build_dataflow(config: ExperimentConfig, plan: Plan) -> Fused | Local | PopulationRun | RllibRun | RayPlacement:
     """The dataflow of a resolved config. Raises: ConfigError as `build_fused`, `build_local`, `build_population`."""
     if plan.population is not None:
         from marl.runner.populations import build_population
 
         return build_population(config, plan, plan.population)
+    if isinstance(config.dataflow, RllibConfig):
+        return build_rllib(config, plan)
+    if isinstance(config.dataflow, RayConfig):
+        return build_ray(config, plan)
     return build_fused(config, plan) if isinstance(config.dataflow, FusedConfig) else build_local(config, plan)
 
 
@@ -260,7 +354,7 @@ def build_evaluator(config: ExperimentConfig, plan: Plan, greedy: bool | None = 
     act_greedily = config.evaluate.greedy if greedy is None else greedy
     if plan.host is None:
         return Evaluator(plan.jax_env, plan.policies, greedy=act_greedily)
-    assert isinstance(config.dataflow, LocalConfig)
+    assert not isinstance(config.dataflow, FusedConfig)
     own = config.dataflow.world_faults
     faults = FaultPolicy(own.share, own.grace, own.timeout)
     lanes = config.dataflow.num_envs

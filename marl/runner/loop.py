@@ -15,6 +15,7 @@ from marl.dataflow.fused import Fused
 from marl.dataflow.learning import DispatchResult
 from marl.dataflow.local import Local
 from marl.dataflow.population import PopulationRun
+from marl.dataflow.ray_placement import RayPlacement
 from marl.evaluate.records import append_evaluation
 from marl.io import checkpoint as checkpoints
 from marl.io.jsonl import JsonlSink
@@ -23,9 +24,10 @@ from marl.runner.build import AnyEvaluator
 from marl.runner.policies import save_policy
 from marl.runner.progress import Progress
 from marl.runner.results import evaluation_record, evaluation_row, mean_return
+from marl.runner.rllib import RllibRun
 from marl.runner.schema import ExperimentConfig
 
-AnyDataflow: TypeAlias = Fused | Local | PopulationRun
+AnyDataflow: TypeAlias = Fused | Local | RayPlacement | PopulationRun | RllibRun
 
 GIVE_UP_AFTER = 100  # updates in a row that were not finite, in every seed, before the run is called failed
 RETRY_CHECKPOINT_S = (5.0, 300.0)  # first and longest wait before a failed periodic checkpoint is tried again

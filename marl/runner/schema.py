@@ -18,13 +18,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from marl.core.config import FrozenConfig
 from marl.core.errors import did_you_mean
 from marl.runner.yaml_tree import Source
 
-LATER_DATAFLOWS = ("ray",)
+KINDS = ("fused", "local", "ray")  # of dataflows that run every algorithm
 HOST_WORLDS = ("pettingzoo:", "gymnasium:")  # how the ids of worlds in Python begin
 RESERVED_NAMES = (".", "..", "latest")
 MAX_STEPS = 10**15
@@ -72,6 +71,11 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Duration = Annotated[
     Annotated[float, Field(gt=0.0)] | None,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, when_used="json"),
+]
+PositiveDuration = Annotated[
+    Annotated[float, Field(gt=0.0, le=86_400.0)],
     BeforeValidator(parse_duration),
     PlainSerializer(format_duration, when_used="json"),
 ]
@@ -136,10 +140,8 @@ class FusedConfig(FrozenConfig):
     @field_validator("kind", mode="before")
     @classmethod
     def _known(cls, kind: object) -> object:
-        if kind in LATER_DATAFLOWS:
-            raise PydanticCustomError("unavailable", "not available yet in this version; expected 'fused' or 'local'")
         if kind != "fused":
-            raise ValueError(f"expected 'fused' or 'local'{did_you_mean(str(kind), ('fused', 'local'))}")
+            raise ValueError(f"expected fused, local or ray{did_you_mean(str(kind), KINDS)}")
         return kind
 
     @model_validator(mode="after")
@@ -155,50 +157,138 @@ class WorldFaultsConfig(FrozenConfig):
 
     share: float = Field(default=0.05, ge=0.0, le=1.0)
     grace: int = Field(default=3, ge=0, le=1_000_000)
-    timeout: Annotated[
-        Annotated[float, Field(gt=0.0, le=86_400.0)],
-        BeforeValidator(parse_duration),
-        PlainSerializer(format_duration, when_used="json"),
-    ] = 60.0
+    timeout: PositiveDuration = 60.0
 
 
-class LocalConfig(FrozenConfig):
-    """Actors, policy server, buffer, learner and parameter store, decoupled in one process.
+class DecoupledConfig(FrozenConfig):
+    """What the decoupled dataflows share.
 
-    num_envs: copies of the world, in `slots` groups that fill a rollout each.  workers: processes that step worlds in
-    Python; 0: this one.  max_staleness: how many versions old a rollout may be when it is learned from.  gradients:
-    `asynchronous`: each slot is a worker whose gradient is applied as it arrives (A3C).  random_phase: slots begin at
-    different rows of their first rollout, so that they are not all full at the same moment.
+    num_envs: copies of the world, in `slots` groups that fill a rollout each.  max_staleness: how many versions old a
+    rollout may be when it is learned from.  gradients: `asynchronous`: each slot is a worker whose gradient is applied
+    as it arrives (A3C).  random_phase: slots begin at different rows of their first rollout, so that they are not all
+    full at the same moment.
     """
 
-    kind: Literal["local"] = "local"
     num_envs: int = Field(default=32, ge=1, le=2**16)
     slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
-    workers: int = Field(default=0, ge=0, le=1024)
-    max_staleness: int = Field(default=0, ge=0, le=1000)
+    max_staleness: Annotated[int, Field(ge=0, le=1000)] = 0
     gradients: Literal["auto", "batch", "asynchronous"] = "auto"
     random_phase: bool | Literal["auto"] = "auto"
     updates_per_dispatch: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
     devices: DevicesConfig = DevicesConfig()
     world_faults: WorldFaultsConfig = WorldFaultsConfig()
 
+    @property
+    def processes(self) -> int:
+        """Processes that share the slots."""
+        return 0
+
+    @property
+    def processes_key(self) -> str:
+        """The key that says how many."""
+        return "workers"
+
     @model_validator(mode="after")
-    def _even(self) -> LocalConfig:
+    def _even(self) -> DecoupledConfig:
         if self.slots != "auto" and self.num_envs % self.slots:
             raise ValueError(f"num_envs {self.num_envs} is no multiple of slots {self.slots}")
-        if self.slots != "auto" and self.workers and self.slots % self.workers:
-            raise ValueError(f"slots {self.slots} is no multiple of workers {self.workers}")
+        if self.slots != "auto" and self.processes and self.slots % self.processes:
+            raise ValueError(f"slots {self.slots} is no multiple of {self.processes_key} {self.processes}")
         return self
+
+
+class LocalConfig(DecoupledConfig):
+    """Actors, policy server, buffer, learner and parameter store, decoupled in one process.
+
+    workers: processes that step worlds in Python; 0: this one.
+    """
+
+    kind: Literal["local"] = "local"
+    workers: int = Field(default=0, ge=0, le=1024)
+
+    @property
+    def processes(self) -> int:
+        return self.workers
+
+
+class RayConfig(DecoupledConfig):
+    """The same parts in processes of their own on Ray, here or on a cluster.
+
+    actors: processes that fill rollouts.  inference: where actions are inferred: `inline` in the actors, or `served` by
+    `servers` policy servers.  learners: devices that share a batch.  address: of a cluster (`auto`, host:port); without
+    it the run starts one on this machine.  min_actors: with fewer left the run fails.  actor_timeout: an actor that
+    does not answer for so long is started anew.  cpus_per_actor, gpus_per_learner, gpus_per_server: Ray's resources;
+    memory_fraction: of a GPU's memory.  object_store: MiB, of a cluster that the run starts.
+    """
+
+    kind: Literal["ray"] = "ray"
+    actors: int = Field(default=2, ge=1, le=4096)
+    inference: Literal["inline", "served"] = "inline"
+    servers: int = Field(default=1, ge=1, le=256)
+    learners: int = Field(default=1, ge=1, le=256)
+    address: str | None = Field(default=None, min_length=1)
+    min_actors: int = Field(default=1, ge=1, le=4096)
+    actor_timeout: PositiveDuration = 600.0
+    cpus_per_actor: float = Field(default=1.0, gt=0.0, le=1024.0)
+    gpus_per_learner: float = Field(default=0.0, ge=0.0, le=1024.0)
+    gpus_per_server: float = Field(default=0.0, ge=0.0, le=1024.0)
+    memory_fraction: float = Field(default=0.9, gt=0.0, le=1.0)
+    object_store: int = Field(default=512, ge=80, le=2**20)
+    dashboard: bool = False
+
+    @property
+    def processes(self) -> int:
+        return self.actors
+
+    @property
+    def processes_key(self) -> str:
+        return "actors"
+
+    @model_validator(mode="after")
+    def _enough(self) -> RayConfig:
+        if self.min_actors > self.actors:
+            raise ValueError(f"min_actors {self.min_actors} is more than actors {self.actors}")
+        return self
+
+
+class RllibConfig(FrozenConfig):
+    """RLlib's own dataflow on this machine, for its own algorithms (`rllib/PPO`, `rllib/IMPALA`).
+
+    num_env_runners: processes that step worlds and act; 0: this one.  envs_per_runner: copies of the world in each.
+    updates_per_dispatch: how many of RLlib's iterations make a row of metrics.  world_faults: in evaluations only.
+    """
+
+    kind: Literal["rllib"] = "rllib"
+    num_env_runners: int = Field(default=2, ge=0, le=1024)
+    envs_per_runner: int = Field(default=1, ge=1, le=4096)
+    updates_per_dispatch: int = Field(default=1, ge=1, le=100_000)
+    devices: DevicesConfig = DevicesConfig()
+    world_faults: WorldFaultsConfig = WorldFaultsConfig()
+
+    @property
+    def num_envs(self) -> int:
+        """Copies of the world in all."""
+        return max(1, self.num_env_runners) * self.envs_per_runner
 
 
 def _kind(given: Any) -> str:
     """Which dataflow a section means; unknown kinds are for FusedConfig to refuse."""
     kind = given.get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
-    return "local" if kind == "local" else "fused"
+    return str(kind) if kind in ("local", "ray", "rllib") else "fused"
+
+
+def _learnt_by_rllib(sections: Any) -> bool:
+    """Whether some policy is to be trained by RLlib."""
+    listed = [s for s in sections.values() if isinstance(s, dict)] if isinstance(sections, dict) else []
+    return any(str(s.get("algorithm")).startswith("rllib/") and not s.get("checkpoint") for s in listed)
 
 
 DataflowConfig = Annotated[
-    Annotated[FusedConfig, Tag("fused")] | Annotated[LocalConfig, Tag("local")], Discriminator(_kind)
+    Annotated[FusedConfig, Tag("fused")]
+    | Annotated[LocalConfig, Tag("local")]
+    | Annotated[RayConfig, Tag("ray")]
+    | Annotated[RllibConfig, Tag("rllib")],
+    Discriminator(_kind),
 ]
 
 
@@ -262,15 +352,16 @@ class ExperimentConfig(FrozenConfig):
             given = {**given, "seed": 0}
         env, dataflow = given.get("env"), given.get("dataflow", {})
         in_python = isinstance(env, dict) and str(env.get("id", "")).startswith(HOST_WORLDS)
-        if in_python and isinstance(dataflow, dict) and "kind" not in dataflow:
-            given = {**given, "dataflow": {"kind": "local", **dataflow}}
+        kind = "rllib" if _learnt_by_rllib(given.get("agents")) else "local" if in_python else "fused"
+        if kind != "fused" and isinstance(dataflow, dict) and "kind" not in dataflow:
+            given = {**given, "dataflow": {"kind": kind, **dataflow}}
         return given
 
     @model_validator(mode="after")
     def _world_fits(self) -> ExperimentConfig:
         if self.env.id.startswith(HOST_WORLDS) and self.dataflow.kind == "fused":
             raise ValueError(
-                f"dataflow.kind fused needs a world in JAX, and {self.env.id} is in Python; expected local"
+                f"dataflow.kind fused needs a world in JAX, and {self.env.id} is in Python; expected local or ray"
             )
         return self
 
