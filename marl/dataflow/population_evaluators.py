@@ -192,7 +192,7 @@ class HostEvaluator:
         book.take_first()
         block.last[:] = True
         own_keys, episode_seeds = np.asarray(own), np.asarray(seeds)
-        mine: Tree = None
+        mine = _pick(params, np.zeros(block.lanes, np.int64))  # by lane the parameters that play in it
         while True:
             block.hold[:] = book.next < 0
             block.seed[:] = np.where(book.next < 0, block.seed, episode_seeds[book.next % book.episodes])
