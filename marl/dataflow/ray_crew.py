@@ -101,14 +101,9 @@ def get(reference: Any, limit_s: float = START_LIMIT_S) -> Any:
         cause = error.cause if isinstance(error.cause, MarlError) else None
         if cause is not None:
             raise type(cause)(str(cause)) from error
-        raise RunError(f"a process of the run failed: {_last_line(str(error))}") from error
+        raise RuntimeError(f"a process of the run failed:\n{error}") from error  # a defect: its traceback is wanted
     except (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.RaySystemError) as error:
         raise LostError(_reason(error)) from error
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "without a word"
 
 
 def _reason(error: Exception) -> str:

@@ -38,7 +38,7 @@ class RayPlacement:
         self.devices = [jax.devices()[0]]
         self.session = Session(session)
         try:
-            self.run = RayRun(blueprint, learners, options, seed)
+            self.run = RayRun(blueprint, learners, options, seed, self.session.folder)
         except BaseException:
             self.session.close()
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from marl.dataflow.flow import FlowMeter
 from marl.dataflow.learning import Counts, DispatchResult, Updates, report
 from marl.dataflow.parts import Blueprint
 from marl.dataflow.ray_crew import START_LIMIT_S, Clock, Losses, LostError, ProcessOptions, Remote, get, now
+from marl.dataflow.ray_servers import Servers
 from marl.dataflow.shells import (
     ActorJob,
     ActorShell,
@@ -102,11 +104,19 @@ class Hand:
 class RayRun:
     """One seed of a run on Ray, in a session that was joined.
 
-    learners: names of the policies that learn, in the order of the blueprint's parts.
+    learners: names of the policies that learn, in the order of the blueprint's parts.  folder: for sockets, of a
+    cluster that is this machine alone.
     Raises: ConfigError if the parts do not fit.
     """
 
-    def __init__(self, blueprint: Blueprint, learners: Sequence[str], options: RayOptions, seed: int) -> None:
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        learners: Sequence[str],
+        options: RayOptions,
+        seed: int,
+        folder: Path | None = None,
+    ) -> None:
         if options.num_envs % options.slots or options.slots % options.actors:
             raise ConfigError(
                 f"{options.num_envs} lanes in {options.slots} slots cannot be shared evenly by {options.actors} actors"
@@ -118,6 +128,17 @@ class RayRun:
         self.flow = FlowMeter(dict.fromkeys(("world", "inference", "actor", "waiting"), options.actors))
         each = options.slots // options.actors
         self.hands = [Hand(i, tuple(range(i * each, (i + 1) * each))) for i in range(options.actors)]
+        self.servers = Servers(
+            options.servers,
+            blueprint,
+            self.identity,
+            options.server,
+            lanes=options.num_envs // options.slots,
+            together=not options.reproducible,
+            clients=options.slots,
+            keep=options.max_staleness + 2 if not options.asynchronous else options.actors + 2,
+            folder=folder,
+        )
         self.learner: Remote | None = None
         self.version = 0
         self.learned = 0  # batches, as tickets count them: goes back with a learner that is restored
@@ -138,6 +159,7 @@ class RayRun:
     def start(self) -> None:
         """Start every process; fresh learners and worlds. Raises: RunError if one does not start."""
         self._start_learner(None)
+        self.servers.start(self.version, self.weights)
         for hand in self.hands:
             self._start_actor(hand)
         self._await_actors()
@@ -169,6 +191,7 @@ class RayRun:
             random_phase=own.random_phase,
             faults=own.faults,
             identity=self.identity,
+            serve=self.servers.endpoints(hand.index),
         )
         hand.remote = Remote(ActorShell, (self.blueprint, job), own.actor)
         hand.starting = hand.remote.call("start", self.version, self.weights)
@@ -185,6 +208,7 @@ class RayRun:
         for hand in self.hands:
             if hand.remote is not None:
                 hand.remote.kill()
+        self.servers.close()
         if self.learner is not None:
             self.learner.kill()
 
@@ -326,6 +350,12 @@ class RayRun:
 
     def _look_after(self) -> None:
         """Give the work of one that takes far longer than usual to others; end one that does not answer at all."""
+        busy, events, moved = self.servers.look(self.version, self.weights)
+        self.flow.add_time("inference", busy * self.options.actors)  # which the meter divides by
+        self.events += events
+        for hand in self.hands:
+            if moved and hand.index % self.options.servers in moved:
+                self._actor_lost(hand, "its policy server is on another node now")
         late_after = self.clock.late_after()
         for hand in self.hands:
             if hand.starting is not None and now() - hand.since > START_LIMIT_S:
@@ -379,6 +409,7 @@ class RayRun:
         if version > self.version:
             self.learned += version - self.version
             self.version, self.weights = version, weights
+            self.servers.load(version, weights)
 
     def _learner_said(self, reference: Any) -> None:
         then = self._offers.pop(reference)
@@ -404,6 +435,7 @@ class RayRun:
         for ticket in self.tickets.outstanding:
             self.tickets.cancel(ticket)
         self._start_learner(self._good["learner"])
+        self.servers.load(self.version, self.weights)
         self.events.append(
             (
                 "learner restarted",
@@ -501,6 +533,7 @@ class RayRun:
         trainer = pack(stored["trainer"], "a learner")
         about, self.weights = self.learner.call("start", self.version, trainer, returns=2)
         self.about["learner"] = get(about)
+        self.servers.load(self.version, self.weights)
         for hand in self.hands:
             own = [stored["slots"][index] for index in hand.slots]
             hand.incarnation = max(int(stored["incarnations"][index]) for index in hand.slots)

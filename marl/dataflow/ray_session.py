@@ -45,7 +45,7 @@ class Session:
         if options.address is None:
             _guard()
         ray = _ray()
-        self._folder: Path | None = None
+        self.folder: Path | None = None  # of a cluster of its own
         self._owner = not ray.is_initialized()
         if not self._owner:
             return
@@ -58,7 +58,7 @@ class Session:
         """A cluster of our own: token authentication, loopback, a folder that goes with it."""
         # Names of sockets are limited to 107 bytes, and Ray adds about 60 to the folder.
         base = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
-        self._folder = Path(tempfile.mkdtemp(prefix="marl-ray-", dir=base))
+        self.folder = Path(tempfile.mkdtemp(prefix="marl-ray-", dir=base))
         os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_S)
         try:
             with _forks_in_silence():
@@ -68,7 +68,7 @@ class Session:
                     object_store_memory=options.object_store_bytes,
                     include_dashboard=options.dashboard,
                     dashboard_host="127.0.0.1",
-                    _temp_dir=str(self._folder),
+                    _temp_dir=str(self.folder),
                     _node_ip_address="127.0.0.1",
                     **_QUIET,
                 )
@@ -81,9 +81,9 @@ class Session:
         if self._owner:
             with contextlib.suppress(Exception):
                 _ray().shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = None
 
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}

@@ -8,6 +8,8 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
@@ -15,9 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from marl.core.errors import ConfigError
 from marl.core.host_group import FaultPolicy
+from marl.core.host_rows import HostWorlds
+from marl.core.prng import stream
 from marl.core.types import Tree
-from marl.dataflow.actor import ActorCore, ActorOptions, InlineInference, Slot
+from marl.dataflow.actor import ActorCore, ActorOptions, InlineInference
 from marl.dataflow.actor_state import restore_slots, snapshot_slots
 from marl.dataflow.arena import ArenaError, pack, unpack
 from marl.dataflow.buffers import Accepted
@@ -28,7 +33,6 @@ from marl.dataflow.learner_sharded import ShardedLearner
 from marl.dataflow.learning import Counts, add_counts
 from marl.dataflow.parts import Blueprint, Parts
 from marl.dataflow.server import PolicyServer
-from marl.dataflow.slots import Filled
 from marl.dataflow.stage import common_rollout
 from marl.dataflow.tickets import Ticket
 from marl.dataflow.trainer import Trainer
@@ -86,9 +90,9 @@ class ActorShell:
         if job.serve is not None:
             from marl.dataflow.served import ServedClient
 
-            self.client = ServedClient.of(self.parts, job.num_envs // job.total_slots, job.serve)
+            self.client = ServedClient(nearest(job.serve), forms_of(self.parts, job.num_envs // job.total_slots))
         self.flow = FlowMeter()
-        self._full: list[tuple[Slot, Filled]] = []
+        self._full: list[dict[str, Chunk]] = []  # rollouts of this call, by learner
         self.core = ActorCore(
             self.parts.worlds,
             self.parts.policies,
@@ -106,7 +110,7 @@ class ActorShell:
             inference=self.client or InlineInference(self.server),
             params=self.server.params,
             flow=self.flow,
-            on_filled=lambda slot, filled: self._full.append((slot, filled)),
+            on_filled=lambda slot, filled: self._full.append(self.core.chunks(slot, filled)),
         )
 
     def start(self, version: int, weights: Arena) -> dict[str, Any]:
@@ -134,12 +138,10 @@ class ActorShell:
         """
         self._load(version, weights)
         self._play(tickets, version)
-        chunks: dict[str, list[Chunk]] = {name: [] for name in self.parts.learners}
-        for slot, filled in sorted(self._full, key=lambda full: full[0].index):
-            for name, chunk in self.core.chunks(slot, filled).items():
-                chunks[name].append(chunk)
-        self._full = []
-        return self._report(), *(pack([c.snapshot() for c in own], name) for name, own in chunks.items())
+        full, self._full = self._full, []
+        full.sort(key=lambda chunks: min(chunk.slot for chunk in chunks.values()))
+        arenas = [pack([chunks[name].snapshot() for chunks in full], name) for name in self.parts.learners]
+        return self._report(), *arenas
 
     def gradient(self, ticket: Ticket, version: int, weights: Arena | None) -> tuple[Any, ...]:
         """A rollout of one slot and the gradient of every learner on it, taken here.
@@ -148,13 +150,12 @@ class ActorShell:
         """
         self._load(version, weights)
         self._play([ticket], version)
-        ((slot, filled),) = self._full
-        self._full = []
-        sequence = slot.sequence
+        (chunks,), self._full = self._full, []
         grads, metrics, steps = [], {}, 0
         params = self._params(version)
-        for name, chunk in self.core.chunks(slot, filled).items():
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.job.seed), slot.index), sequence)
+        for name, chunk in chunks.items():
+            key = jax.random.fold_in(stream(self.job.seed, "gradient"), chunk.slot)
+            key = jax.random.fold_in(key, chunk.sequence)
             core = LearnerCore(name, self.parts.algorithms[name])
             found, said = core.gradient(params[name], chunk.trajectory, key)
             grads.append(pack(jax.device_get(found), f"the gradient of '{name}'"))
@@ -200,9 +201,71 @@ class ActorShell:
             self.client.close()
 
 
+class ServerShell:
+    """A policy server in a process of its own.
+
+    folder: for its socket, so that a server that takes this one's place is found where this one was; a fresh one if
+    None.  tcp: address that clients on other nodes reach this node at; None: there are none.
+    Raises: RunError if the process runs other code than the driver; ConfigError for worlds in JAX.
+    """
+
+    def __init__(
+        self, blueprint: Blueprint, identity: str, lanes: int, together: bool, folder: str | None, tcp: str | None
+    ) -> None:
+        from marl.dataflow.link_server import LinkServer
+        from marl.dataflow.served import InferenceLoop
+
+        blueprint.check(identity)
+        self.parts = blueprint.make()
+        forms = forms_of(self.parts, lanes)
+        server = PolicyServer(self.parts.policies, self.parts.all_fixed, together=together)
+        link = LinkServer(forms.request, forms.answer, folder=Path(folder) if folder else None, tcp=tcp)
+        self.loop = InferenceLoop(server, link, forms)
+        self._keep = 1
+
+    def start(self, version: int, weights: Arena, requests: int, keep: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Compile and answer from now on. requests: most at a time.  keep: versions that slots may act with at a time.
+
+        Returns: what process this is, and what clients need to reach it.
+        """
+        self._keep = keep
+        self.load(version, weights)
+        self.loop.warm_up(requests)
+        self.loop.start()
+        return about(), {name: endpoint.plain() for name, endpoint in self.loop.link.endpoints.items()}
+
+    def load(self, version: int, weights: Arena) -> None:
+        """Hold a version, and the newest ones before it."""
+        for name, params in unpack_weights(weights).items():
+            self.loop.load(name, version, params)
+            self.loop.unload(name, set(range(version - self._keep, version + 1)))
+
+    def counters(self) -> dict[str, float]:
+        """What was done so far."""
+        return self.loop.counters()
+
+
+def nearest(endpoints: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
+    """The way to a server from here: its socket file if that is on this machine, else the network."""
+    local = endpoints.get("ipc")
+    if local is not None and ("tcp" not in endpoints or Path(local["address"].removeprefix("ipc://")).exists()):
+        return local
+    return endpoints["tcp"]
+
+
+def forms_of(parts: Parts, lanes: int) -> Any:
+    """How requests of these parts are laid out. Raises: ConfigError for worlds in JAX, which infer where they run."""
+    from marl.dataflow.served import ServedForms
+
+    if not isinstance(parts.worlds, HostWorlds):
+        raise ConfigError("served inference is for worlds in Python")
+    return ServedForms.of(parts.policies, parts.learners, parts.all_fixed, parts.worlds.spec, lanes)
+
+
 @dataclasses.dataclass(frozen=True)
 class LearnerJob:
-    """What a learner is told when it is made; plain values. devices: of its process that it splits batches over."""
+    """What a learner is told when it is made; plain values. devices: of its process that it splits batches over.
+    ranks: how to start other processes that share every batch (`ray_ranks.RayRanks`); None: it learns alone."""
 
     seed: int
     batch: int
@@ -210,6 +273,7 @@ class LearnerJob:
     capacity: int
     identity: str
     devices: int = 1
+    ranks: Any = None
 
 
 class LearnerShell:
@@ -221,13 +285,17 @@ class LearnerShell:
 
     def __init__(self, blueprint: Blueprint, job: LearnerJob) -> None:
         blueprint.check(job.identity)
+        ranks = None if job.ranks is None else job.ranks.join(blueprint, job.identity)
         self.parts: Parts = blueprint.make()
         self.flow = FlowMeter()
 
         def make(name: str, algorithm: Any) -> Any:
+            on_axis = partial(self.parts.on_axis, name)
+            if ranks is not None:
+                return ranks.learner(name, algorithm, on_axis)
             if job.devices == 1:
                 return LearnerCore(name, algorithm)
-            return ShardedLearner(name, lambda axis: self.parts.on_axis(name, axis), jax.local_devices()[: job.devices])
+            return ShardedLearner(name, on_axis, jax.local_devices()[: job.devices])
 
         self.trainer = Trainer(
             self.parts.algorithms,

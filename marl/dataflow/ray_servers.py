@@ -1,0 +1,128 @@
+"""The policy servers of a run on Ray: started, given every version, started again when they are lost."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from marl.core.errors import RunError
+from marl.dataflow.parts import Blueprint
+from marl.dataflow.ray_crew import Losses, LostError, ProcessOptions, Remote, get, now
+from marl.dataflow.shells import ServerShell
+
+LOOK_S = 1.0  # between two looks at every server
+
+
+class RayServer(ServerShell):
+    """A policy server that can be reached over the network at the address that Ray knows its node by."""
+
+    def __init__(
+        self, blueprint: Blueprint, identity: str, lanes: int, together: bool, folder: str | None, network: bool
+    ) -> None:
+        host: Any = None
+        if network:
+            from ray.util import get_node_ip_address
+
+            host = get_node_ip_address()  # type: ignore[no-untyped-call]
+        super().__init__(blueprint, identity, lanes, together, folder, host)
+
+
+@dataclasses.dataclass
+class _Server:
+    remote: Remote
+    endpoints: dict[str, Any]
+    looked: Any = None  # the reference to its last counters
+    looked_at: float = 0.0
+    before: dict[str, float] = dataclasses.field(default_factory=dict)
+    losses: Losses = dataclasses.field(default_factory=Losses)
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Servers:
+    """lanes: of a request.  together: answer several requests in one call.  clients: most that ask at a time.  keep:
+    versions that slots may act with at a time.  folder: for sockets, where all of the run is on this machine; None:
+    other nodes may take part."""
+
+    def __init__(
+        self,
+        count: int,
+        blueprint: Blueprint,
+        identity: str,
+        options: ProcessOptions,
+        *,
+        lanes: int,
+        together: bool,
+        clients: int,
+        keep: int,
+        folder: Path | None,
+    ) -> None:
+        self.count, self.blueprint, self.identity, self.options = count, blueprint, identity, options
+        self.lanes, self.together, self.clients, self.keep, self.folder = lanes, together, clients, keep, folder
+        self.servers: list[_Server] = []
+
+    def start(self, version: int, weights: Any) -> None:
+        """Start all. weights: a reference to this version's. Raises: RunError if one does not start."""
+        begun = [self._begin(index, version, weights) for index in range(self.count)]
+        for remote, answer in begun:
+            about, endpoints = get(answer)
+            self.servers.append(_Server(remote, endpoints, about=about))
+
+    def _begin(self, index: int, version: int, weights: Any) -> tuple[Remote, Any]:
+        own = None
+        if self.folder is not None:
+            own = self.folder / f"server-{index}"
+            own.mkdir(mode=0o700, exist_ok=True)
+        path = None if own is None else str(own)
+        arguments = (self.blueprint, self.identity, self.lanes, self.together, path, self.folder is None)
+        remote = Remote(RayServer, arguments, self.options)
+        return remote, remote.call("start", version, weights, self.clients, self.keep)
+
+    def endpoints(self, actor: int) -> dict[str, Any] | None:
+        """What an actor needs to reach its server; None if there are no servers."""
+        return self.servers[actor % self.count].endpoints if self.servers else None
+
+    def load(self, version: int, weights: Any) -> None:
+        """Give all a version; a request that comes before it waits there."""
+        for server in self.servers:
+            server.remote.call("load", version, weights)
+
+    def look(self, version: int, weights: Any) -> tuple[float, list[tuple[str, str]], list[int]]:
+        """Look after all, at most once a second.
+
+        Returns: seconds that they were busy since, (event, words), and actors whose server is elsewhere now.
+        Raises: RunError if one keeps dying.
+        """
+        import ray
+
+        busy, events, moved = 0.0, [], []
+        for index, server in enumerate(self.servers):
+            if server.looked is not None and ray.wait([server.looked], timeout=0)[0]:
+                try:
+                    seen = get(server.looked)
+                except LostError as error:
+                    words, elsewhere = self._again(index, str(error), version, weights)
+                    events.append(("policy server restarted", words))
+                    moved += [index] if elsewhere else []
+                    continue
+                busy += seen["busy_s"] - server.before.get("busy_s", 0.0)
+                server.before, server.looked = seen, None
+            if server.looked is None and now() - server.looked_at > LOOK_S:
+                server.looked, server.looked_at = server.remote.call("counters"), now()
+        return busy, events, moved
+
+    def _again(self, index: int, why: str, version: int, weights: Any) -> tuple[str, bool]:
+        began, server = now(), self.servers[index]
+        if server.losses.note(began) is None:
+            raise RunError(f"policy server {index} was lost {server.losses.total} times ({why}), so the run stops")
+        server.remote.kill()
+        server.remote, answer = self._begin(index, version, weights)
+        server.about, endpoints = get(answer)
+        elsewhere = endpoints != server.endpoints
+        server.endpoints, server.looked, server.before = endpoints, None, {}
+        return f"policy server {index}: {why}; it answers again after {now() - began:.1f} s", elsewhere
+
+    def close(self) -> None:
+        """End all."""
+        for server in self.servers:
+            server.remote.kill()
