@@ -7,7 +7,6 @@ actors' nodes to the learner's without passing through this process.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +21,11 @@ from marl.dataflow.arena import pack, unpack
 from marl.dataflow.flow import FlowMeter
 from marl.dataflow.learning import Counts, DispatchResult, Updates, report
 from marl.dataflow.parts import Blueprint
-from marl.dataflow.ray_crew import START_LIMIT_S, Clock, Losses, LostError, ProcessOptions, Remote, get, now
+from marl.dataflow.ray_actors import Actors, Call, Hand
+from marl.dataflow.ray_actors import RayOptions as RayOptions
+from marl.dataflow.ray_crew import LostError, Remote, get, now
 from marl.dataflow.ray_servers import Servers
 from marl.dataflow.shells import (
-    ActorJob,
-    ActorShell,
     LearnerJob,
     LearnerShell,
     own_memory,
@@ -38,67 +37,6 @@ from marl.dataflow.tickets import Ticket, Tickets
 IN_FLIGHT = 2  # calls of one actor: the next is there when the first is done
 BATCH = 64  # answers taken at once: waiting for one after the other costs the square of their number
 LEARNER_LOSSES = 5  # of the learner within the run, before it is called failed
-
-
-@dataclasses.dataclass(frozen=True)
-class RayOptions:
-    """As in `LocalOptions`, and: actors: processes that fill rollouts, among which the slots are shared.  min_actors:
-    fewer that are left, and the run fails.  learners: devices of the learner's process that share a batch.
-    call_limit_s: an actor that does not answer for so long is ended.  actor, learner, server: what their processes
-    get."""
-
-    num_envs: int
-    slots: int
-    actors: int
-    max_staleness: int = 0
-    asynchronous: bool = False
-    random_phase: bool = False
-    updates_per_dispatch: int = 1
-    min_actors: int = 1
-    learners: int = 1
-    servers: int = 0
-    faults: tuple[float, int, float] = (0.05, 3, 60.0)
-    call_limit_s: float = 600.0
-    actor: ProcessOptions = dataclasses.field(default_factory=ProcessOptions)
-    learner: ProcessOptions = dataclasses.field(default_factory=ProcessOptions)
-    server: ProcessOptions = dataclasses.field(default_factory=ProcessOptions)
-
-    @property
-    def reproducible(self) -> bool:
-        """Whether two runs of one seed are bit-equal."""
-        return self.max_staleness == 0 and not self.asynchronous
-
-
-@dataclasses.dataclass
-class Call:
-    """A call that an actor is busy with. epoch: of the learner when it was sent."""
-
-    tickets: list[Ticket]
-    version: int
-    epoch: int
-    sent: float
-    arenas: list[Any]
-    overdue: bool = False
-
-
-class Hand:
-    """What the driver knows of one actor."""
-
-    def __init__(self, index: int, slots: tuple[int, ...]) -> None:
-        self.index, self.slots = index, slots
-        self.remote: Remote | None = None
-        self.starting: Any = None  # the reference to its first answer
-        self.incarnation = -1
-        self.calls: dict[Any, Call] = {}
-        self.version = -1  # the newest that it was sent
-        self.losses = Losses()
-        self.start_at: float | None = 0.0  # when it may be started; None: never again
-        self.since = 0.0
-        self.about: dict[str, Any] = {}
-
-    @property
-    def ready(self) -> bool:
-        return self.remote is not None and self.starting is None
 
 
 class RayRun:
@@ -126,8 +64,6 @@ class RayRun:
         self.batch = 1 if options.asynchronous else options.slots
         self.tickets = Tickets(self.batch, None if options.asynchronous else options.max_staleness)
         self.flow = FlowMeter(dict.fromkeys(("world", "inference", "actor", "waiting"), options.actors))
-        each = options.slots // options.actors
-        self.hands = [Hand(i, tuple(range(i * each, (i + 1) * each))) for i in range(options.actors)]
         self.servers = Servers(
             options.servers,
             blueprint,
@@ -139,6 +75,16 @@ class RayRun:
             keep=options.max_staleness + 2 if not options.asynchronous else options.actors + 2,
             folder=folder,
         )
+        self.actors = Actors(
+            blueprint,
+            self.identity,
+            len(learners),
+            options,
+            seed,
+            newest=lambda: (self.version, self.weights),
+            endpoints=self.servers.endpoints,
+            give_up=self._give_up,
+        )
         self.learner: Remote | None = None
         self.version = 0
         self.learned = 0  # batches, as tickets count them: goes back with a learner that is restored
@@ -148,8 +94,7 @@ class RayRun:
         self.counts: list[Counts] = []
         self._nothing: list[Counts] = []
         self.about: dict[str, Any] = {}
-        self.lost = {"frames": 0, "chunks": 0, "actors": 0, "learners": 0}
-        self.clock = Clock()
+        self.lost = {"frames": 0, "chunks": 0, "learners": 0}
         self._offers: dict[Any, Callable[[Any, Any], None]] = {}  # the learner's reports that are to come
         self._good: dict[str, Any] = {}  # what a lost learner is restored from
         self._updates: list[Updates] = []
@@ -160,9 +105,9 @@ class RayRun:
         """Start every process; fresh learners and worlds. Raises: RunError if one does not start."""
         self._start_learner(None)
         self.servers.start(self.version, self.weights)
-        for hand in self.hands:
-            self._start_actor(hand)
-        self._await_actors()
+        while self.actors.expected:
+            self.actors.start_due()
+            self._hear(1.0)
         self.keep()
 
     def _start_learner(self, stored: Any) -> None:
@@ -179,35 +124,9 @@ class RayRun:
         about, self.weights = self.learner.call("start", self.version, stored, returns=2)
         self.about["learner"] = get(about)
 
-    def _start_actor(self, hand: Hand) -> None:
-        own = self.options
-        hand.incarnation += 1
-        job = ActorJob(
-            seed=self.seed,
-            num_envs=own.num_envs,
-            total_slots=own.slots,
-            slots=hand.slots,
-            incarnation=hand.incarnation,
-            random_phase=own.random_phase,
-            faults=own.faults,
-            identity=self.identity,
-            serve=self.servers.endpoints(hand.index),
-        )
-        hand.remote = Remote(ActorShell, (self.blueprint, job), own.actor)
-        hand.starting = hand.remote.call("start", self.version, self.weights)
-        hand.version, hand.since, hand.start_at = self.version, now(), None
-
-    def _await_actors(self) -> None:
-        """Until every actor that is starting has said so, or is given up."""
-        while any(hand.starting is not None or hand.start_at is not None for hand in self.hands):
-            self._start_due()
-            self._hear(1.0)
-
     def close(self) -> None:
         """End every process."""
-        for hand in self.hands:
-            if hand.remote is not None:
-                hand.remote.kill()
+        self.actors.close()
         self.servers.close()
         if self.learner is not None:
             self.learner.kill()
@@ -222,7 +141,7 @@ class RayRun:
         goal = self.version + updates
         self._offer(goal, [])
         while self.version < goal:
-            self._start_due()
+            self.actors.start_due()
             self._issue()
             self._look_after()
             self._hear(1.0, goal)
@@ -232,7 +151,7 @@ class RayRun:
         """Give work to actors that have room for it, as far as the bound on staleness allows."""
         room = 1 if self.options.asynchronous or self.options.reproducible else IN_FLIGHT
         for round_ in range(room):
-            for hand in self.hands:
+            for hand in self.actors.hands:
                 if hand.ready and len(hand.calls) == round_ and not self._send(hand):
                     return
 
@@ -246,26 +165,16 @@ class RayRun:
             tickets.append(ticket)
         if not tickets:
             return False
-        assert hand.remote is not None
-        newer = self.weights if hand.version < self.version else None
-        hand.version = self.version
-        if self.options.asynchronous:
-            method, first = "gradient", tickets[0]
-        else:
-            method, first = "collect", tickets  # type: ignore[assignment]
-        answer, *arenas = hand.remote.call(method, first, self.version, newer, returns=1 + len(self.learners))
-        hand.calls[answer] = Call(tickets, self.version, self.epoch, now(), arenas)
+        self.actors.send(hand, tickets, self.epoch)
         return True
 
     def _hear(self, timeout_s: float, goal: int | None = None) -> None:
         """Take the answers that are there, or wait for one."""
         import ray
 
-        waiting = [hand.starting for hand in self.hands if hand.starting is not None]
-        waiting += [reference for hand in self.hands for reference in hand.calls]
-        waiting += list(self._offers)
+        waiting = [*self.actors.references(), *self._offers]
         if not waiting:
-            if all(hand.start_at is None for hand in self.hands):
+            if not self.actors.expected:
                 raise RunError("the dataflow stands still: no actor is at work and no batch is complete")
             time.sleep(min(timeout_s, 0.05))  # until a lost actor may be started again
             return
@@ -275,43 +184,24 @@ class RayRun:
         # Answers of one moment are taken in a fixed order: the learner's first, then by actor.
         for reference in [r for r in list(self._offers) if r in done]:
             self._learner_said(reference)
-        for hand in self.hands:
+        for hand in self.actors.hands:
             if hand.starting in done:
-                self._started(hand)
+                self.actors.started(hand)
             for reference in [r for r in list(hand.calls) if r in done]:
                 self._actor_said(hand, reference, goal)
 
-    # ---- actors ----------------------------------------------------------------------------------------------------
-
-    def _started(self, hand: Hand) -> None:
-        try:
-            hand.about = get(hand.starting)
-        except LostError as error:
-            self._actor_lost(hand, f"did not start: {error}")
-            return
-        hand.starting = None
-        if hand.incarnation:
-            self.events.append(("actor restarted", f"actor {hand.index} is back after {now() - hand.since:.1f} s"))
-
     def _actor_said(self, hand: Hand, reference: Any, goal: int | None) -> None:
-        call = hand.calls[reference]
-        try:
-            said = get(reference)
-        except LostError as error:
-            self._actor_lost(hand, str(error))
+        taken = self.actors.take(hand, reference)
+        if taken is None:
             return
-        del hand.calls[reference]
-        self.clock.add(now() - call.sent)
+        call, said = taken
         self.flow.add(said["flow"])
-        self.events += said["events"]
         counts = plain_counts(said["counts"])
         if call.epoch != self.epoch or not all(self.tickets.holds(ticket) for ticket in call.tickets):
             # Its tickets are others' by now: what it brings would be trained on twice, or too late.
             self.lost["chunks"] += len(call.tickets)
             self.lost["frames"] += int(counts.env_steps)
-            for ticket in call.tickets:
-                if call.epoch == self.epoch and self.tickets.holds(ticket):
-                    self.tickets.cancel(ticket)
+            self._give_up(call)
             self.events.append(("late chunk", f"actor {hand.index} came too late with {len(call.tickets)} chunks"))
             return
         self.counts.append(counts)
@@ -321,59 +211,21 @@ class RayRun:
         else:
             self._offer(goal if goal is not None else self.version, call.tickets, call.arenas, hand)
 
-    def _actor_lost(self, hand: Hand, why: str) -> None:
-        """Its tickets go back, its worlds are gone; it is started again later, or never."""
-        if hand.remote is not None:
-            hand.remote.kill()
-        for call in hand.calls.values():
-            for ticket in call.tickets:
-                if call.epoch == self.epoch and self.tickets.holds(ticket):
-                    self.tickets.cancel(ticket)
-        hand.calls, hand.remote, hand.starting = {}, None, None
-        self.lost["actors"] += 1
-        wait = hand.losses.note(now())
-        hand.since = now()
-        hand.start_at = None if wait is None else now() + wait
-        left = sum(h.remote is not None or h.start_at is not None for h in self.hands)
-        what = "is given up" if wait is None else f"is started again in {wait:.1f} s"
-        self.events.append(("actor lost", f"actor {hand.index}: {why}; it {what}, its open rows are lost"))
-        if left < self.options.min_actors:
-            raise RunError(
-                f"{left} of {self.options.actors} actors are left, and dataflow.min_actors is "
-                f"{self.options.min_actors}; the last one to go: {why}"
-            )
-
-    def _start_due(self) -> None:
-        for hand in self.hands:
-            if hand.start_at is not None and now() >= hand.start_at:
-                self._start_actor(hand)
+    def _give_up(self, call: Call) -> None:
+        """Free the tickets of a call that brings nothing any more."""
+        for ticket in call.tickets:
+            if call.epoch == self.epoch and self.tickets.holds(ticket):
+                self.tickets.cancel(ticket)
 
     def _look_after(self) -> None:
-        """Give the work of one that takes far longer than usual to others; end one that does not answer at all."""
+        """Look after servers and actors."""
         busy, events, moved = self.servers.look(self.version, self.weights)
         self.flow.add_time("inference", busy * self.options.actors)  # which the meter divides by
         self.events += events
-        for hand in self.hands:
+        for hand in self.actors.hands:
             if moved and hand.index % self.options.servers in moved:
-                self._actor_lost(hand, "its policy server is on another node now")
-        late_after = self.clock.late_after()
-        for hand in self.hands:
-            if hand.starting is not None and now() - hand.since > START_LIMIT_S:
-                self._actor_lost(hand, f"did not start within {START_LIMIT_S:g} s")
-            for call in list(hand.calls.values()):
-                took = now() - call.sent
-                if took > self.options.call_limit_s:
-                    self._actor_lost(hand, f"did not answer for {took:.0f} s")
-                    break
-                others = sum(h.ready for h in self.hands) > 1
-                if took > late_after and not call.overdue and others and not self.options.asynchronous:
-                    call.overdue = True
-                    for ticket in call.tickets:
-                        if call.epoch == self.epoch and self.tickets.holds(ticket):
-                            self.tickets.cancel(ticket)
-                    self.events.append(
-                        ("straggler", f"actor {hand.index} has been at it for {took:.1f} s; others do its work")
-                    )
+                self.actors.lose(hand, "its policy server is on another node now")
+        self.actors.look_after()
 
     # ---- the learner -----------------------------------------------------------------------------------------------
 
@@ -462,20 +314,21 @@ class RayRun:
         counts, self.counts = self.counts or self._nothing, []
         updates, self._updates = self._updates[-1], []
         flow = self.flow.report() | {f"flow/lost_{name}": float(n) for name, n in self.lost.items()}
-        flow["flow/actors"] = float(sum(hand.ready for hand in self.hands))
+        flow |= {"flow/lost_actors": float(self.actors.lost), "flow/actors": float(self.actors.ready)}
         return report(counts, updates, flow)
 
     def take_events(self) -> list[tuple[str, str]]:
         """(name, words) of what happened since the last call."""
-        found, self.events = self.events, []
+        found = self.events + self.actors.events
+        self.events, self.actors.events = [], []
         return found
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
         """No more tickets; wait for what is under way, and hand it over without learning from it."""
-        while any(hand.calls for hand in self.hands) or self._offers:
-            self._start_due()
+        while any(hand.calls for hand in self.actors.hands) or self._offers:
+            self.actors.start_due()
             self._look_after()
             self._hear(1.0)
 
@@ -493,17 +346,17 @@ class RayRun:
         """The whole run at one moment, drained, as a plain tree. A slot whose actor is lost just now is left empty."""
         self.drain()
         slots: dict[int, Any] = {}
-        for hand in self.hands:
+        for hand in self.actors.hands:
             if hand.ready:
                 assert hand.remote is not None
                 try:
                     stored = own_memory(unpack(hand.remote.ask("snapshot")))
                 except LostError as error:
-                    self._actor_lost(hand, str(error))
+                    self.actors.lose(hand, str(error))
                 else:
                     slots |= dict(zip(hand.slots, stored, strict=True))
         self.keep()
-        incarnations = [hand.incarnation for hand in self.hands for _ in hand.slots]
+        incarnations = [hand.incarnation for hand in self.actors.hands for _ in hand.slots]
         return {
             "trainer": own_memory(unpack(self._good["learner"])),
             "version": np.int64(self.version),
@@ -534,11 +387,11 @@ class RayRun:
         about, self.weights = self.learner.call("start", self.version, trainer, returns=2)
         self.about["learner"] = get(about)
         self.servers.load(self.version, self.weights)
-        for hand in self.hands:
+        for hand in self.actors.hands:
             own = [stored["slots"][index] for index in hand.slots]
             hand.incarnation = max(int(stored["incarnations"][index]) for index in hand.slots)
             if any(slot is None for slot in own):  # it was lost at that moment: fresh worlds
-                self._actor_lost(hand, "it was lost when the checkpoint was written")
+                self.actors.lose(hand, "it was lost when the checkpoint was written")
                 continue
             assert hand.remote is not None
             arena = pack(own, "a slot")
