@@ -42,6 +42,10 @@ class RllibPolicy:
         self.specs = roles
         self.heads = {spec.name: ActionHead(spec.action_space) for spec in roles}
         for spec in roles:
+            if isinstance(spec.action_space, Box) and not spec.action_space.dtype.startswith("float"):
+                raise UserError(
+                    f"RLlib chooses no actions from a Box of {spec.action_space.dtype}, which role '{spec.name}' has"
+                )
             if find_pictures(spec.observation_space, NetworkConfig()):
                 raise UserError(
                     f"role '{spec.name}' sees pictures, and the networks that RLlib trains here are fully connected; "
@@ -102,6 +106,7 @@ def _linear(layer: Tree, x: Array) -> Array:
     """`[n, out]` from `[n, in]`: with the one network, or each agent with its own."""
     weight, bias = layer["weight"], layer["bias"]
     if weight.shape[0] == 1:
-        result: Array = x @ weight[0].T + bias[0]
-        return result
-    return jnp.einsum("ni,noi->no", x, weight) + bias
+        shared: Array = x @ weight[0].T + bias[0]
+        return shared
+    own: Array = jnp.einsum("ni,noi->no", x, weight) + bias
+    return own

@@ -14,7 +14,7 @@ class Policy(Protocol):
 
     Made as `Class(config, roles, axis=None)`: `config` of its own `Config` type, `roles` the RoleSpecs it plays (its
     carry and actions hold all of them), `axis` the device-mesh axis name over which a learner averages (None outside
-    shard_map).
+    shard_map). One that another program trains, so that it has no `update`, names that dataflow in `trained_by`.
     """
 
     Config: ClassVar[type[AgentConfig]]

@@ -6,16 +6,8 @@ keeps goes in and out as plain arrays, as nothing that was read from disk is eve
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-import logging
-import os
-import secrets
-import shutil
-import signal
-import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Mapping
@@ -32,12 +24,20 @@ from marl.core.errors import MarlError, RunError, UserError
 from marl.core.registry import find_in_current_folder
 from marl.core.roles import RoleSpec
 from marl.core.spaces import Box, Space
-from marl.interop.rllib_learner import learner_metrics, learner_state, part, policy_layers, restore_learner, updates
-from marl.interop.rllib_world import Counter, Moved, Named, agent_name, check_actions, flat, flat_size, open_world
+from marl.interop.rllib_learner import (
+    Iteration,
+    Training,
+    learner_metrics,
+    learner_state,
+    part,
+    policy_layers,
+    restore_learner,
+    updates,
+)
+from marl.interop.rllib_world import Counter, Moved, Named, agent_name, flat, flat_size, open_world
 from marl.interop.spaces import to_gymnasium
 
 COUNTS = "marl"  # where a runner's counts lie among RLlib's metrics
-OBJECT_STORE_BYTES = 512 * 2**20
 PATIENCE_S = 60.0  # how long an asynchronous run may deliver nothing before a dispatch ends without a step
 MAX_SEED = 2**31 - 1
 Tree = Any
@@ -159,21 +159,6 @@ class CountCallback(RLlibCallback):  # type: ignore[misc] # untyped base
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """What to train. algorithm: `PPO` or `IMPALA`.  options: of the algorithm, by the names of `marl.agents.rllib`.
-    world, world_options: as in `RllibEnv`.  modules: by agent the module (network) that plays it."""
-
-    algorithm: str
-    options: Mapping[str, Any]
-    world: str
-    world_options: Mapping[str, Any]
-    modules: Mapping[str, str]
-    num_env_runners: int
-    envs_per_runner: int
-    seed: int
-
-
 def module_of(modules: Mapping[str, str], agent: str, *_: Any, **__: Any) -> str:
     """RLlib's `policy_mapping_fn`."""
     return modules[agent]
@@ -241,14 +226,12 @@ def algorithm_config(training: Training) -> Any:
 class RllibTrainer:
     """RLlib's PPO or IMPALA on a world, its learner in this process. Ray must be up.
 
-    Raises: UserError if RLlib refuses the options or cannot choose the actions; RunError if an env runner cannot start.
+    Raises: UserError if RLlib refuses the options; RunError if an env runner cannot start.
     """
 
-    def __init__(self, training: Training, roles: tuple[RoleSpec, ...]) -> None:
+    def __init__(self, training: Training) -> None:
         import torch
 
-        for role in roles:
-            check_actions(role)
         torch.set_num_threads(1)  # more wait for each other at every small operation
         self.modules = sorted(set(training.modules.values()))
         with quiet():
@@ -260,18 +243,23 @@ class RllibTrainer:
             with _our_errors("cannot start"):
                 self.algorithm = config.build_algo()
 
-    def train(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """One iteration of RLlib's: what was counted (see `rllib_world.Counter`), and by module the learner's metrics.
+    def train(self) -> Iteration:
+        """One iteration of RLlib's.
 
         Raises: RunError, or the world's own error, if a runner fails.
         """
-        began = time.monotonic()
+        began, version = time.monotonic(), self.updates()
         while True:
             with quiet(), _our_errors("failed"):
                 result = self.algorithm.train()
             counts = {name: float(value) for name, value in part(result, "env_runners", COUNTS).items()}
             if counts or time.monotonic() - began > PATIENCE_S:
-                return counts, {module: learner_metrics(part(result, "learners", module)) for module in self.modules}
+                acted = part(result, "env_runners").get("weights_seq_no")
+                return Iteration(
+                    counts,
+                    {module: learner_metrics(part(result, "learners", module)) for module in self.modules},
+                    0.0 if acted is None else max(0.0, version - float(acted)),
+                )
 
     def updates(self) -> int:
         """How many batches the learner has learned from, over the whole run."""
@@ -313,52 +301,7 @@ class RllibTrainer:
         return learner
 
 
-# ---- Ray and errors --------------------------------------------------------------------------------------------------
-
-
-class LocalRay:
-    """A Ray cluster of this machine for one run: on loopback, without a dashboard, behind a token of its own. Where Ray
-    is up already, that one is used and left up.
-
-    cpus: how many actors of one CPU each there will be (a count, not a limit on what they use).
-    Raises: RunError if it does not start.
-    """
-
-    def __init__(self, cpus: int) -> None:
-        self._own = not ray.is_initialized()
-        if not self._own:
-            return
-        self._folder = tempfile.mkdtemp(prefix="marl", dir="/tmp" if os.path.isdir("/tmp") else None)
-        for name, value in (("RAY_AUTH_MODE", "token"), ("RAY_raylet_start_wait_time_s", "120")):
-            os.environ.setdefault(name, value)
-        if os.environ["RAY_AUTH_MODE"] == "token":
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with quiet():
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _temp_dir=self._folder,
-                )
-        except Exception as error:
-            self.close()
-            raise RunError(f"Ray does not start: {_first_line(error)}") from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # Ray takes it; a run saves a checkpoint
-        logging.getLogger("ray").setLevel(logging.ERROR)
-
-    def close(self) -> None:
-        """End it, if it was started here."""
-        if self._own:
-            self._own = False
-            ray.shutdown()
-            shutil.rmtree(self._folder, ignore_errors=True)
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 def quiet() -> warnings.catch_warnings[None]:

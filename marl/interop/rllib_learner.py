@@ -1,9 +1,11 @@
-"""What an RLlib learner holds and says, as plain arrays and numbers. Nothing here imports Ray."""
+"""What is trained with RLlib, and what its learner holds and says, as plain arrays and numbers. Nothing here imports
+Ray."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,30 @@ TAGS = {  # by our tag, what RLlib's PPO or IMPALA calls it
     "optim/learning_rate": ("default_optimizer_learning_rate",),
     "optim/grad_norm": ("gradients_default_optimizer_global_norm",),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What to train. algorithm: `PPO` or `IMPALA`.  options: of the algorithm, by the names of `marl.agents.rllib`.
+    world, world_options: as in `RllibEnv`.  modules: by agent the module (network) that plays it."""
+
+    algorithm: str
+    options: Mapping[str, Any]
+    world: str
+    world_options: Mapping[str, Any]
+    modules: Mapping[str, str]
+    num_env_runners: int
+    envs_per_runner: int
+    seed: int
+
+
+class Iteration(NamedTuple):
+    """What an iteration did. counts: see `rllib_world.Counter`.  metrics: the learner's, by module and tag.  lag: by
+    how many updates the parameters that acted were older than the learner's when it began."""
+
+    counts: dict[str, float]
+    metrics: dict[str, dict[str, float]]
+    lag: float
 
 
 def part(result: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

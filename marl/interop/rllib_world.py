@@ -13,11 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from marl.core.errors import UserError
 from marl.core.host_rows import RowBlock, RowSpec
 from marl.core.registry import import_target
 from marl.core.roles import RoleSpec
-from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete, ObservationSpace
+from marl.core.spaces import Dict, Discrete, MultiDiscrete, ObservationSpace
 from marl.interop.worlds import is_host_world, make_world
 
 Named = dict[str, Any]  # by agent
@@ -208,13 +207,6 @@ def flat(space: ObservationSpace, x: Any) -> NDArray[np.float32]:
     array = np.asarray(x)
     numbers = array.astype(np.float32).reshape(-1)
     return numbers / np.float32(255.0) if array.dtype == np.uint8 else numbers
-
-
-def check_actions(role: RoleSpec) -> None:
-    """Raises: UserError if RLlib cannot choose actions of a role's space."""
-    space = role.action_space
-    if isinstance(space, Box) and not np.issubdtype(np.dtype(space.dtype), np.floating):
-        raise UserError(f"RLlib chooses no actions from a Box of {space.dtype}, which role '{role.name}' has")
 
 
 # ---- counts ----------------------------------------------------------------------------------------------------------
