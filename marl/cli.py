@@ -219,6 +219,17 @@ def _submit(parser: Parser) -> None:
     _json(parser)
 
 
+def _sweep(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="as for marl train")
+    _overrides(parser, "a key and its value, or key=[a,b] to try each (a list that is one value: key=[[a,b]])")
+    parser.add_argument("-o", "--out", metavar="DIR", help="where everything goes (default: sweeps/NAME)")
+    parser.add_argument("--workers", type=_count, metavar="N", help="trials side by side, with Ray (default: 1)")
+    parser.add_argument("--role", metavar="ROLE", help="rank by the return of this role (default: of all agents)")
+    parser.add_argument("--trial-cpus", type=float, metavar="N", default=1.0, help="CPUs a trial takes of a cluster")
+    parser.add_argument("--trial-gpus", type=float, metavar="N", default=0.0, help="GPUs a trial takes, also a part")
+    _jobs(parser)
+
+
 # name: (what --help says, an example, the module that must be there, its arguments)
 COMMANDS: dict[str, tuple[str, str, str, Callable[[Parser], None]]] = {
     "train": ("train an experiment", "marl train quickstart stop.env_steps=50_000", "train", _train),
@@ -245,6 +256,12 @@ COMMANDS: dict[str, tuple[str, str, str, Callable[[Parser], None]]] = {
         "marl submit quickstart --address http://127.0.0.1:8265",
         "jobs",
         _submit,
+    ),
+    "sweep": (
+        "try every combination of some values",
+        "marl sweep quickstart agents.vehicle.learning_rate=[1e-3,3e-4] seed=[1,2] --workers 2",
+        "sweep",
+        _sweep,
     ),
     "doctor": ("look at this machine and installation", "marl doctor", "doctor", _doctor),
     "tensorboard": ("open the curves of a run, or of all runs", "marl tensorboard latest", "commands", _tensorboard),

@@ -163,6 +163,18 @@ def submit(args: argparse.Namespace) -> int:
     return jobs.submit(args.address, "train", resolved_yaml(config), config.name, (), options, Path(args.runs_dir))
 
 
+def sweep(args: argparse.Namespace) -> int:
+    """Try every combination of some values, here or as a job on a Ray cluster."""
+    from marl.runner.sweep import SweepOptions, submit_sweep
+    from marl.runner.sweep import sweep as run
+
+    out = Path(args.out) if args.out else None
+    options = SweepOptions(args.workers, args.trial_cpus, args.trial_gpus, args.role)
+    if args.address:
+        return submit_sweep(args, out, options)
+    return run(args.config, args.overrides, out, options)
+
+
 def doctor(args: argparse.Namespace) -> int:
     """Look at this machine and installation; 1 if something that training needs is broken."""
     from marl.runner.doctor import examine
