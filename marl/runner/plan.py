@@ -127,7 +127,7 @@ def _without_state(env: Any, host: HostWorlds) -> tuple[Any, HostWorlds]:
 
 
 def _learns(policy: Policy) -> bool:
-    return hasattr(policy, "update") or evolves(policy)
+    return hasattr(policy, "update") or hasattr(policy, "trained_by") or evolves(policy)
 
 
 def _policy(cast: Cast, axis: str | None) -> Policy:
