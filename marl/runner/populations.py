@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
 
-from marl.core.errors import ConfigError
 from marl.core.evolution import evolves
 from marl.core.host_group import FaultPolicy
 from marl.dataflow.groups import GroupHandle, InlineGroup, RemoteGroup, WorkerProcess
+from marl.dataflow.parts import Blueprint
 from marl.dataflow.population import PopulationRun
 from marl.dataflow.population_crew import Crew, LocalCrew
-from marl.dataflow.population_evaluators import Evaluator, HostEvaluator, JaxEvaluator
+from marl.dataflow.population_evaluators import HostEvaluator, JaxEvaluator
+from marl.dataflow.population_shell import EvaluatorJob
 from marl.runner.build import device, frozen_params, learner_devices
-from marl.runner.load import config_from
-from marl.runner.plan import Plan, make_plan
-from marl.runner.schema import ExperimentConfig, FusedConfig, LocalConfig
+from marl.runner.plan import Plan
+from marl.runner.schema import DecoupledConfig, ExperimentConfig, FusedConfig, LocalConfig, RayConfig
+
+# What the dataflow of a search cannot be asked for, and what it must be instead.
+MEANINGLESS: dict[str, Any] = {
+    "max_staleness": 0,
+    "gradients": "batch",
+    "inference": "inline",
+    "learners": 1,
+    "gpus_per_learner": 0.0,
+    "gpus_per_server": 0.0,
+}
 
 
 def check_population(config: ExperimentConfig, plan: Plan, name: str) -> None:
@@ -33,12 +44,15 @@ def check_population(config: ExperimentConfig, plan: Plan, name: str) -> None:
             raise source.error(("agents", other), text)
     if plan.host is None and plan.env.max_steps is None:
         raise source.error(("env",), "a population plays whole episodes; expected a world with max_steps")
+    if dataflow.kind == "rllib":
+        text = f"RLlib does not train the population of '{name}'; expected fused, local or ray"
+        raise source.error(("dataflow", "kind"), text)
+    for key, plain in MEANINGLESS.items():
+        given = getattr(dataflow, key, plain)
+        if given not in (plain, "auto"):
+            text = f"{given} means nothing to the population of '{name}'; expected {plain}"
+            raise source.error(("dataflow", key), text)
     if isinstance(dataflow, LocalConfig):
-        for key, plain in (("max_staleness", 0), ("gradients", "batch")):
-            given = getattr(dataflow, key)
-            if given not in (plain, "auto"):
-                text = f"{given} means nothing to the population of '{name}'; expected {plain}"
-                raise source.error(("dataflow", key), text)
         for part in ("actors", "inference"):
             device(config, part)
 
@@ -55,20 +69,20 @@ def resolve_population(config: ExperimentConfig, plan: Plan, name: str) -> dict[
 
 
 def slots(config: ExperimentConfig) -> int:
-    """How many groups of lanes, each an evaluator: as configured; `auto`: one without processes, else two a process, so
-    that one moves while the other one's actions are inferred.
+    """How many groups of lanes, each as large as a task: as configured; `auto`: one without processes, else the least
+    multiple of their number from 4 on, so that 1, 2 and 4 processes play the same tasks.
 
     Raises: ConfigError if the processes cannot share the lanes evenly.
     """
-    local = config.dataflow
-    assert isinstance(local, LocalConfig)
-    if local.slots != "auto":
-        return local.slots
-    wanted = [2 * local.workers, local.workers] if local.workers else [1]
-    fitting = [count for count in wanted if local.num_envs % count == 0]
+    own = config.dataflow
+    assert isinstance(own, DecoupledConfig)
+    if own.slots != "auto":
+        return own.slots
+    count = own.processes
+    fitting = [n for n in (count * max(1, -(-4 // count)), count) if own.num_envs % n == 0] if count else [1]
     if not fitting:
-        text = f"{local.workers} processes cannot share {local.num_envs} lanes evenly; expected num_envs a multiple"
-        raise config.source.error(("dataflow", "workers"), text)
+        text = f"{count} processes cannot share {own.num_envs} lanes evenly; expected num_envs a multiple"
+        raise config.source.error(("dataflow", own.processes_key), text)
     return fitting[0]
 
 
@@ -90,34 +104,6 @@ def build_population(config: ExperimentConfig, plan: Plan, name: str) -> Populat
     )
 
 
-def make_evaluator(experiment: dict[str, Any], policy: str, lanes: int, faults: list[float]) -> Evaluator:
-    """An evaluator of its own for a process of its own, its worlds in the same process.
-
-    experiment: `env` and `agents` of a resolved config, as plain values.  policy: the one that is searched for.
-    faults: the fields of `FaultPolicy`.
-    """
-    plan = make_plan(config_from({**experiment, "name": "evaluator", "stop": {"env_steps": 1}}))
-    fixed = _fixed(plan, policy)
-    if plan.host is None:
-        return JaxEvaluator(plan.jax_env, plan.policies, policy, fixed)
-    share, grace, timeout = faults
-    handle = InlineGroup(plan.host.factory, plan.host.spec, lanes, FaultPolicy(share, int(grace), timeout))
-    return HostEvaluator(plan.host, plan.policies, policy, fixed, handle)
-
-
-def evaluator_blueprint(config: ExperimentConfig, policy: str, lanes: int, faults: FaultPolicy) -> dict[str, Any]:
-    """`function` and `arguments` (JSON) with which any process makes the evaluator of a resolved config."""
-    plain = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    for key, section in config.agents.items():
-        plain["agents"][key] |= section.options
-    experiment = {"env": plain["env"] | config.env.options, "agents": plain["agents"]}
-    limits = [faults.share, faults.grace, faults.timeout_s]
-    return {
-        "function": "marl.runner.populations:make_evaluator",
-        "arguments": {"experiment": experiment, "policy": policy, "lanes": lanes, "faults": limits},
-    }
-
-
 def _fixed(plan: Plan, name: str) -> dict[str, Any]:
     """Parameters of the policies that are not searched for."""
     frozen = frozen_params(plan)
@@ -125,25 +111,53 @@ def _fixed(plan: Plan, name: str) -> dict[str, Any]:
 
 
 def _crew(config: ExperimentConfig, plan: Plan, name: str, parts: int) -> tuple[Crew, list[jax.Device]]:
-    """Evaluators in this process for `parts` groups of lanes, and the devices that they use."""
-    others = _fixed(plan, name)
+    """Evaluators for `parts` groups of lanes, and the devices that they use in this process."""
+    dataflow, fixed = config.dataflow, _fixed(plan, name)
+    lanes = dataflow.num_envs // parts
+    if isinstance(dataflow, RayConfig):
+        return _ray_crew(config, name, lanes), jax.devices()[:1]
     if plan.host is None:
-        devices = learner_devices(config) if isinstance(config.dataflow, FusedConfig) else device(config, "actors")[:1]
+        devices = learner_devices(config) if isinstance(dataflow, FusedConfig) else device(config, "actors")[:1]
         places = [devices[index % len(devices)] for index in range(parts)]
-        return LocalCrew([JaxEvaluator(plan.jax_env, plan.policies, name, others, place) for place in places]), devices
-    local = config.dataflow
-    if not isinstance(local, LocalConfig):
-        raise ConfigError(f"dataflow.kind {local.kind} cannot play {config.env.id} for a population; expected local")
-    faults = FaultPolicy(local.world_faults.share, local.world_faults.grace, local.world_faults.timeout)
-    lanes, host = local.num_envs // parts, plan.host
-    handles: list[GroupHandle] = []
+        return LocalCrew([JaxEvaluator(plan.jax_env, plan.policies, name, fixed, place) for place in places]), devices
+    assert isinstance(dataflow, LocalConfig)
+    faults, host = FaultPolicy(*_faults(dataflow)), plan.host
+    place = device(config, "inference")[0]
     workers: list[WorkerProcess] = []
-    for worker in range(local.workers):
-        own = list(range(worker, parts, local.workers))
+    handles: list[GroupHandle] = []
+    for worker in range(dataflow.workers):
+        own = list(range(worker, parts, dataflow.workers))
         workers.append(WorkerProcess(host.factory, host.spec, lanes, own, faults))
         handles += [RemoteGroup(workers[-1], slot) for slot in own]
     if not workers:
-        handles += [InlineGroup(host.factory, host.spec, lanes, faults) for _ in range(parts)]
-    place = device(config, "inference")[0]
-    evaluators = [HostEvaluator(host, plan.policies, name, others, handle, place) for handle in handles]
+        handles.append(InlineGroup(host.factory, host.spec, lanes, faults))
+    evaluators = [HostEvaluator(host, plan.policies, name, fixed, handle, place) for handle in handles]
     return LocalCrew(evaluators, workers), [place]
+
+
+def _faults(dataflow: DecoupledConfig) -> tuple[float, int, float]:
+    own = dataflow.world_faults
+    return own.share, own.grace, own.timeout
+
+
+def _ray_crew(config: ExperimentConfig, name: str, lanes: int) -> Crew:
+    """Evaluators on the cluster that the config names, or on one that begins here and ends with the run."""
+    from marl.dataflow.ray_crew import ProcessOptions
+    from marl.dataflow.ray_session import Session, SessionOptions
+
+    own = config.dataflow
+    assert isinstance(own, RayConfig)
+    cpus = own.actors * own.cpus_per_actor + 1
+    session = Session(SessionOptions(own.address, cpus, own.object_store * 2**20, own.dashboard))
+    try:
+        from marl.dataflow.ray_population import RayEvaluatorOptions, RayEvaluators
+
+        path = () if own.address else tuple(sys.path)
+        blueprint = Blueprint("marl.runner.parts:make_parts", {"config": config.model_dump(mode="json")}, path)
+        job = EvaluatorJob(name, lanes, _faults(own), blueprint.identity())
+        process = ProcessOptions(cpus=own.cpus_per_actor)
+        options = RayEvaluatorOptions(own.actors, process, call_limit_s=own.actor_timeout)
+        return RayEvaluators(blueprint, job, options, session.close)
+    except BaseException:
+        session.close()
+        raise
