@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import time
 import warnings
 from collections.abc import Mapping
@@ -51,8 +52,9 @@ class RllibEnv(MultiAgentEnv):  # type: ignore[misc] # untyped base
     can be drawn.
 
     Agents are named `<role>_<index>`; those that act next are in the observations, with those that have just ended; in
-    worlds of turns that is one agent. `infos[agent]` has the world's numbers and `action_mask`, if there is one. An
-    episode that nothing but time ended is truncated. An agent that ended must not come back in the same episode.
+    worlds of turns that is one agent. `agents` are those that a step is about. `infos[agent]` has the world's numbers
+    and `action_mask`, if there is one. An episode that nothing but time ended is truncated. An agent that ended must
+    not come back in the same episode.
 
     Raises: UserError if there is no such world or an option is wrong.
     """
@@ -109,7 +111,7 @@ class RllibEnv(MultiAgentEnv):  # type: ignore[misc] # untyped base
         living = len(self.world.living)
         actions = {agent: self._action(agent, action) for agent, action in action_dict.items()}
         moved: Moved = self.world.step(actions)
-        self.agents = list(self.world.living)
+        self.agents = [a for a in self.possible_agents if a in moved.reward or a in self.world.living]
         self.counter.add(moved, living)
         terminated, truncated = dict(moved.terminated), dict(moved.truncated)
         terminated["__all__"] = moved.last and all(moved.terminated.values())
@@ -232,6 +234,7 @@ class RllibTrainer:
     def __init__(self, training: Training) -> None:
         import torch
 
+        logging.getLogger("ray").setLevel(logging.ERROR)
         torch.set_num_threads(1)  # more wait for each other at every small operation
         self.modules = sorted(set(training.modules.values()))
         with quiet():
