@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 from marl.core.algorithm import Algorithm
-from marl.core.errors import RunError
+from marl.core.errors import MarlError, RunError
 from marl.core.types import Key, Trajectory, Tree
-from marl.dataflow.learner_rank import key_words
-from marl.dataflow.learner_sharded import check_lanes, split_lanes
+from marl.dataflow.learner_rank import RankLearner, key_words
+from marl.dataflow.learner_sharded import MakeAlgorithm, check_lanes, split_lanes
 from marl.dataflow.learning import PRIORITY
 
 POLL_S = 0.001
@@ -71,8 +74,7 @@ class Pending(Mapping[str, float]):
         return self
 
     def __getitem__(self, tag: str) -> float:
-        value: float = self.results()[0]["metrics"][tag]
-        return value
+        return float(self.results()[0]["metrics"][tag])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.results()[0]["metrics"])
@@ -157,8 +159,8 @@ class LearnerGroup:
         self.skipped = int(stored["skipped"])
 
     def close(self) -> None:
-        """End the ranks."""
-        for rank in self.ranks:
+        """End the ranks, this process last if it is one of them."""
+        for rank in reversed(self.ranks):
             rank.kill()
 
     def _begin(self, method: str, *arguments: Any) -> Pending:
@@ -204,3 +206,47 @@ class LearnerGroup:
                     raise RankError(f"a rank of learner '{self.name}' has not answered for {self.timeout:g} s")
                 time.sleep(POLL_S)
         return [results[number] for number in range(len(answers))]
+
+
+class OwnRanks:
+    """Rank 0 in the process of the driver itself, which has joined: it makes groups of itself and others.
+
+    others: gives the rank of a policy by name, one function a process. Should one of them fail, this process ends too:
+    it cannot join again, and may be held fast in a collective.
+    """
+
+    def __init__(self, others: Sequence[Callable[[str], Rank]], timeout: float = TIMEOUT_S) -> None:
+        self.others, self.timeout = list(others), timeout
+        # One thread for all policies: every rank must run the programs of all in the same order.
+        self._thread = ThreadPoolExecutor(1, "learner rank 0")
+
+    def learner(self, name: str, algorithm: Algorithm, make_algorithm: MakeAlgorithm) -> LearnerGroup:
+        """The learner of a policy over all ranks."""
+        own = _OwnRank(RankLearner(name, make_algorithm), self._thread)
+        return LearnerGroup(name, algorithm, [own, *(other(name) for other in self.others)], self.timeout)
+
+
+class _OwnRank:
+    def __init__(self, learner: RankLearner, thread: Executor) -> None:
+        self._learner, self._thread = learner, thread
+
+    def call(self, method: str, *arguments: Any) -> Answer:
+        return _Later(self._thread.submit(getattr(self._learner, method), *arguments))
+
+    def kill(self) -> None:
+        logging.getLogger(__name__).error("this process ends, as a rank of its group of learners has failed")
+        os._exit(1)
+
+
+class _Later:
+    def __init__(self, future: Future[Any]) -> None:
+        self._future = future
+
+    def ready(self) -> bool:
+        return self._future.done()
+
+    def result(self) -> Any:
+        try:
+            return self._future.result()
+        except (MarlError, RuntimeError) as error:  # JAX says it in a RuntimeError that another rank is gone
+            raise RunError(str(error)) from error

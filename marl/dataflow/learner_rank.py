@@ -8,8 +8,10 @@ last snapshot, as a runtime cannot be joined twice.
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +20,10 @@ import numpy as np
 
 from marl.core.errors import RunError
 from marl.core.types import Key, Trajectory, Tree
+from marl.dataflow.arena import pack, unpack
+from marl.dataflow.chunks import trajectory_restored, trajectory_snapshot
 from marl.dataflow.learner_sharded import MakeAlgorithm, ShardedLearner
+from marl.dataflow.parts import Blueprint
 
 
 def free_address(host: str = "127.0.0.1") -> str:
@@ -139,3 +144,41 @@ def _local(array: Any) -> Any:
     if not isinstance(array, jax.Array) or array.is_fully_replicated:
         return np.asarray(array)
     return np.concatenate([np.asarray(shard.data) for shard in array.addressable_shards])
+
+
+class RankShell:
+    """A rank in a process of its own, with the learner of every policy. It holds nothing that is not lost with it.
+
+    identity: of the blueprint, as the process sees it that starts this one.  address, ranks, rank: as in `join`.
+    Raises: RunError if this process runs other code, or the other ranks do not come in time.
+    """
+
+    def __init__(self, blueprint: Blueprint, identity: str, address: str, ranks: int, rank: int) -> None:
+        blueprint.check(identity)
+        join(address, ranks, rank)
+        parts = blueprint.make()
+        self.learners = {name: RankLearner(name, partial(parts.on_axis, name)) for name in parts.learners}
+
+    def call(self, policy: str, method: str, *arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Call a method of a policy's RankLearner; what it takes and gives went through `encode`."""
+        return encode(getattr(self.learners[policy], method)(*[decode(value) for value in arguments]))
+
+
+def encode(value: Any) -> dict[str, Any]:
+    """An argument or a result as JSON, or as one block of bytes (`arena`). Raises: CheckpointError if it is neither."""
+    if isinstance(value, Trajectory):
+        return {"batch": pack(trajectory_snapshot(value), "a batch")}
+    try:
+        json.dumps(value)
+    except TypeError:
+        return {"tree": pack(jax.device_get(value), "what a rank is told")}
+    return {"json": value}
+
+
+def decode(encoded: Mapping[str, Any]) -> Any:
+    """The inverse of `encode`; arrays are views of the block, numbers among them arrays of no dimension."""
+    ((kind, value),) = encoded.items()
+    if kind == "json":
+        return value
+    tree = unpack(value)
+    return trajectory_restored(tree) if kind == "batch" else tree

@@ -13,31 +13,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from marl.core.errors import MarlError, RunError
-from marl.core.types import Trajectory
-from marl.dataflow.chunks import trajectory_restored, trajectory_snapshot
-from marl.io.arrays import load_arrays, save_arrays
+from marl.dataflow.learner_rank import RankShell, decode, encode
+
+from .tiny_mesh import blueprint
 
 ROOT = Path(__file__).parents[2]
 
 
 def wrap(value: Any, file: Path) -> dict[str, Any]:
     """A value as JSON, its arrays in a file."""
-    try:
-        json.dumps(value)
-        return {"value": value}
-    except TypeError:
-        is_batch = isinstance(value, Trajectory)
-        save_arrays(file, trajectory_snapshot(value) if is_batch else value, {})
-        return {"file": str(file), "batch": is_batch}
+    ((kind, data),) = encode(value).items()
+    if kind == "json":
+        return {kind: data}
+    data.tofile(file)
+    return {kind: str(file)}
 
 
 def unwrap(wrapped: dict[str, Any]) -> Any:
     """The inverse of `wrap`."""
-    if "file" not in wrapped:
-        return wrapped["value"]
-    tree = load_arrays(Path(wrapped["file"]))[0]
-    return trajectory_restored(tree) if wrapped["batch"] else tree
+    ((kind, data),) = wrapped.items()
+    return decode({kind: data if kind == "json" else np.fromfile(data, np.uint8)})
 
 
 class Reply:
@@ -112,14 +110,10 @@ class ProcessRank:
 
 def serve(address: str, ranks: str, rank: str, folder: str, made: str) -> None:
     """Join, and do what the lines say until there are no more, or something fails."""
-    from marl.dataflow.learner_rank import RankLearner, join
-
-    from .tiny_mesh import TinyMesh
-
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the collectives' library writes there
-    join(address, int(ranks), int(rank), start_timeout_s=60, heartbeat_s=10)
-    learner = RankLearner("all", lambda axis: TinyMesh(axis, **json.loads(made)))
+    recipe = blueprint(**json.loads(made))
+    learner = RankShell(recipe, recipe.identity(), address, int(ranks), int(rank)).learners["all"]
     for number, line in enumerate(sys.stdin):
         method, arguments = json.loads(line)
         try:

@@ -23,7 +23,7 @@ from marl.dataflow.learner_rank import free_address, key_of, key_words
 from marl.dataflow.learner_sharded import ShardedLearner, split_lanes
 
 from .rank_process import ROOT, ProcessRank
-from .tiny_mesh import TinyMesh, batch_of
+from .tiny_mesh import TinyMesh, batch_of, parts
 
 KEY = jax.random.key(3)
 
@@ -53,9 +53,9 @@ def test_lanes_that_cannot_be_split_evenly_are_refused() -> None:
 
 def test_split_lanes_side_by_side_are_the_batch() -> None:
     batch = batch_of(6)
-    parts = split_lanes(batch, 3)
-    assert [part.version.shape for part in parts] == [(2,)] * 3
-    whole = map_lanes(lambda axis, *leaves: np.concatenate(leaves, axis), *parts)
+    split = split_lanes(batch, 3)
+    assert [part.version.shape for part in split] == [(2,)] * 3
+    whole = map_lanes(lambda axis, *leaves: np.concatenate(leaves, axis), *split)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(batch), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -192,7 +192,7 @@ def started(tmp_path: Path) -> Iterator[Any]:
     def start(timeout: float = 120.0, **options: Any) -> LearnerGroup:
         address = free_address()
         ranks = [ProcessRank(address, 2, rank, tmp_path, options) for rank in range(2)]
-        groups.append(LearnerGroup("all", TinyMesh(**options), ranks, timeout))
+        groups.append(LearnerGroup("all", parts(**options).algorithms["all"], ranks, timeout))
         groups[-1].start(KEY)
         return groups[-1]
 
@@ -269,6 +269,19 @@ def test_a_rank_that_hangs_or_is_elsewhere_ends_the_group(started: Any) -> None:
     answers = [rank.call("update", 10 + n, 0, key_words(KEY)) for n, rank in enumerate(group.ranks)]
     with pytest.raises(RankError, match="not at the same update"):
         group._await(answers)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_two_processes_learn_by_ppo_as_one(started: Any) -> None:
+    group, one = started(ppo=True), LearnerCore("all", parts(ppo=True).algorithms["all"])
+    one.start(KEY)
+    batch = batch_of(8, ppo=True)
+    for number in range(3):
+        for learner in (group, one):
+            metrics = learner.update(learner.place(batch), number, jax.random.fold_in(KEY, number))
+    assert dict(group.pending) == pytest.approx({tag: float(x) for tag, x in metrics.items()}, rel=1e-4, abs=1e-6)
+    assert_same(group.snapshot(), one.snapshot(), within=1e-5)
 
 
 @pytest.mark.long

@@ -1,0 +1,126 @@
+"""A learner of two processes on Ray: one batch between them, and the end of one is the end of both."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from marl.dataflow.arena import pack, unpack
+from marl.dataflow.chunks import Chunk, chunk_id
+from marl.dataflow.ray_crew import LostError, ProcessOptions, Remote
+from marl.dataflow.ray_ranks import RayRanks
+from marl.dataflow.ray_session import Session, SessionOptions
+from marl.dataflow.shells import LearnerJob, LearnerShell, own_memory, unpack_weights
+
+from .tiny_mesh import batch_of, blueprint
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.fault]
+OPTIONS = ProcessOptions(cpus=0.5)
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Any]:
+    joined = Session(SessionOptions(cpus=2, object_store_bytes=100_000_000))
+    yield joined
+    joined.close()
+
+
+def job(ranks: int) -> LearnerJob:
+    others = RayRanks(ranks, OPTIONS, timeout=120) if ranks > 1 else None
+    return LearnerJob(seed=0, batch=2, ordered=True, capacity=8, identity=blueprint().identity(), ranks=others)
+
+
+def chunks(batch: int) -> Any:
+    """The two chunks of a batch, packed."""
+    numbers = [2 * batch, 2 * batch + 1]
+    made = [
+        Chunk(chunk_id("0", "all", n % 2, 0, batch), "all", n % 2, 0, batch, n + 1, batch, batch_of(4, n), 16, 16)
+        for n in numbers
+    ]
+    return pack([chunk.snapshot() for chunk in made], "chunks")
+
+
+def learn(ask: Any, batches: range) -> Any:
+    """Every batch an update; the weights after the last."""
+    for batch in batches:
+        report, weights = ask("offer", batch + 1, chunks(batch))
+        assert report["version"] == batch + 1
+        assert len(report["accepted"]) == 2
+    return unpack_weights(weights)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_two_processes_learn_as_one_and_go_on_from_each_other(session: Any) -> None:
+    alone = LearnerShell(blueprint(), job(1))
+    alone.start(0, None)
+
+    def here(method: str, *arguments: Any) -> Any:
+        return getattr(alone, method)(*arguments)
+
+    two = Remote(LearnerShell, (blueprint(), job(2)), OPTIONS)
+    about, weights = two.ask("start", 0, None)
+    assert about["devices"] == ["cpu:0"]
+    assert_same(unpack_weights(weights), jax.device_get({"all": alone.trainer.published()["all"]}))
+    assert_same(learn(two.ask, range(2)), learn(here, range(2)))
+    taken, own = two.ask("take")["updates"], alone.take()["updates"]
+    assert taken["metrics"]["all"] == pytest.approx(own["metrics"]["all"], rel=1e-5, abs=1e-6)
+    assert taken["updates"]["all"] == 2
+    assert taken["skipped"]["all"] == 0
+    stored = two.ask("snapshot")
+
+    # The other rank is killed: the learner's process ends as well, which is what the driver looks out for.
+    (other,) = others_of(about["pid"])
+    os.kill(other, signal.SIGKILL)
+    with pytest.raises(LostError):
+        learn(two.ask, range(2, 3))
+    second = Remote(LearnerShell, (blueprint(), job(2)), OPTIONS)
+    second.ask("start", 2, stored)
+    expected = learn(here, range(2, 4))
+    assert_same(learn(second.ask, range(2, 4)), expected)
+
+    # Two learners' snapshot goes on as one.
+    one = Remote(LearnerShell, (blueprint(), job(1)), OPTIONS)
+    one.ask("start", 4, second.ask("snapshot"))
+    assert_same(learn(one.ask, range(4, 5)), learn(here, range(4, 5)))
+    assert_same(own_memory(unpack(one.ask("snapshot"))), own_memory(unpack(pack(alone.trainer.snapshot(), "x"))))
+
+    # And when the learner's process goes, so does the one that it started.
+    (follower,) = others_of(second.ask("start", 4, None)[0]["pid"])
+    second.kill()
+    one.kill()
+    wait_until_gone(follower)
+
+
+def others_of(pid: int) -> list[int]:
+    """Processes that hold a rank, and are not `pid`."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                command = file.read()
+        except (OSError, NotADirectoryError):
+            continue
+        if entry.isdigit() and int(entry) != pid and b"ray::RankShell" in command:
+            found.append(int(entry))
+    return found
+
+
+def wait_until_gone(pid: int) -> None:
+    """Raises: TimeoutError if a process is still there after half a minute."""
+    import time
+
+    deadline = time.monotonic() + 30
+    while os.path.exists(f"/proc/{pid}"):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {pid} is still there")
+        time.sleep(0.05)
