@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import warnings
 from pathlib import Path
@@ -17,13 +18,9 @@ from marl.agents.rllib.policy import RllibPolicy, RllibPPO
 from marl.core.errors import UserError
 from marl.core.roles import RoleSpec
 from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete, Space
+from marl.dataflow import ray_session
 from marl.interop.rllib_learner import learner_metrics, policy_layers
 from marl.interop.rllib_world import flat, flat_size, open_world
-
-with warnings.catch_warnings(action="ignore"):  # RLlib's own, while it is imported
-    from ray.rllib.utils.pre_checks.env import check_multiagent_environments
-
-    from marl.interop.rllib import RllibEnv
 
 HERE = Path(__file__).parent / "tiny_worlds.py"
 ROLES = "marl.envs.probe.roles:Roles"
@@ -34,6 +31,14 @@ SPACES: list[Any] = [
     MultiDiscrete((2, 3)),
     Dict.of({"b": Discrete(3), "a": Box((2,))}),
 ]
+
+
+@pytest.fixture(scope="module")
+def rllib() -> Any:
+    """`marl.interop.rllib`, imported no sooner than here: it brings Ray, which reads its environment once."""
+    ray_session._guard()
+    with warnings.catch_warnings(action="ignore"):
+        return importlib.import_module("marl.interop.rllib")
 
 
 def element(space: Any, random: np.random.Generator) -> Any:
@@ -49,16 +54,18 @@ def element(space: Any, random: np.random.Generator) -> Any:
 
 @pytest.mark.parametrize("is_flat", [False, True])
 @pytest.mark.parametrize("world", [ROLES, f"pettingzoo:{HERE}:Meeting", "gymnasium:CartPole-v1"])
-def test_a_world_passes_rllibs_own_check(world: str, is_flat: bool) -> None:
-    env = RllibEnv({"world": world, "flat": is_flat})
+def test_a_world_passes_rllibs_own_check(rllib: Any, world: str, is_flat: bool) -> None:
+    from ray.rllib.utils.pre_checks.env import check_multiagent_environments
+
+    env = rllib.RllibEnv({"world": world, "flat": is_flat})
     check_multiagent_environments(env)
     obs, _ = env.reset(seed=3)
     assert all(env.get_observation_space(agent).contains(x) for agent, x in obs.items())
     env.close()
 
 
-def test_an_episode_that_only_time_ends_is_truncated_and_counted() -> None:
-    env = RllibEnv({"world": f"pettingzoo:{HERE}:Meeting", "options": {"steps": 3}})
+def test_an_episode_that_only_time_ends_is_truncated_and_counted(rllib: Any) -> None:
+    env = rllib.RllibEnv({"world": f"pettingzoo:{HERE}:Meeting", "options": {"steps": 3}})
     obs, _ = env.reset(seed=0)
     assert list(obs) == env.possible_agents == env.agents
     for _ in range(3):
@@ -80,8 +87,8 @@ def test_an_episode_that_only_time_ends_is_truncated_and_counted() -> None:
     assert env.counter.take() == {}
 
 
-def test_agents_end_one_by_one_and_join() -> None:
-    env = RllibEnv({"world": f"pettingzoo:{HERE}:Party"})
+def test_agents_end_one_by_one_and_join(rllib: Any) -> None:
+    env = rllib.RllibEnv({"world": f"pettingzoo:{HERE}:Party"})
     obs, _ = env.reset(seed=0)
     seen = [set(obs)]
     ends: list[dict[str, bool]] = []
@@ -96,8 +103,8 @@ def test_agents_end_one_by_one_and_join() -> None:
     assert truncated["__all__"] is True
 
 
-def test_in_a_world_of_turns_only_the_next_to_act_observes() -> None:
-    env = RllibEnv({"world": f"pettingzoo:{HERE}:Dice"})
+def test_in_a_world_of_turns_only_the_next_to_act_observes(rllib: Any) -> None:
+    env = rllib.RllibEnv({"world": f"pettingzoo:{HERE}:Dice"})
     obs, infos = env.reset(seed=0)
     actors, total = [], dict.fromkeys(env.possible_agents, 0.0)
     while env.world.living:
@@ -115,13 +122,13 @@ def test_in_a_world_of_turns_only_the_next_to_act_observes() -> None:
     assert sum(v for k, v in counted.items() if k.startswith("return/")) == pytest.approx(sum(total.values()) / 3)
 
 
-def test_seeds_repeat_and_differ_between_runners() -> None:
+def test_seeds_repeat_and_differ_between_runners(rllib: Any) -> None:
     class Context(dict[str, Any]):
         worker_index = 0
 
     def starts(index: int, seed: int) -> list[Any]:
         Context.worker_index = index
-        env = RllibEnv(Context(world="gymnasium:CartPole-v1"))
+        env = rllib.RllibEnv(Context(world="gymnasium:CartPole-v1"))
         return [env.reset(seed=seed)[0]["agent_0"].tolist(), env.reset()[0]["agent_0"].tolist()]
 
     assert starts(0, 5) == starts(0, 5)
@@ -129,9 +136,9 @@ def test_seeds_repeat_and_differ_between_runners() -> None:
     assert starts(0, 5) != starts(0, 6)
 
 
-def test_unknown_worlds_keys_and_options_are_errors_in_one_sentence() -> None:
+def test_unknown_worlds_keys_and_options_are_errors_in_one_sentence(rllib: Any) -> None:
     with pytest.raises(UserError, match="unknown key 'wrld'"):
-        RllibEnv({"world": ROLES, "wrld": 1})
+        rllib.RllibEnv({"world": ROLES, "wrld": 1})
     with pytest.raises(UserError, match="no module named"):
         open_world("nowhere.worlds:World", {})
     with pytest.raises(UserError, match=r"unknown option 'stps'.*steps"):
@@ -211,7 +218,7 @@ def test_metrics_get_our_tags() -> None:
     ids=["discrete", "multi", "box", "free"],
 )
 @pytest.mark.parametrize("shared", [False, True])
-def test_it_is_rllibs_own_network(space: Space, shared: bool) -> None:
+def test_it_is_rllibs_own_network(rllib: Any, space: Space, shared: bool) -> None:
     torch = pytest.importorskip("torch", reason="RLlib's networks need torch: pip install -e '.[rllib-torch]'")
     with warnings.catch_warnings(action="ignore"):
         from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
@@ -243,7 +250,7 @@ def test_it_is_rllibs_own_network(space: Space, shared: bool) -> None:
     np.testing.assert_allclose(made.heads["crew"].action(ours.mode()), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_our_defaults_are_rllibs() -> None:
+def test_our_defaults_are_rllibs(rllib: Any) -> None:
     pytest.importorskip("torch", reason="RLlib's algorithms need torch: pip install -e '.[rllib-torch]'")
     with warnings.catch_warnings(action="ignore"):
         from ray.rllib.algorithms.impala import IMPALAConfig
