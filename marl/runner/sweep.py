@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import os
 import platform
 import shutil
@@ -29,11 +30,8 @@ from marl.runner.trial import run_trial
 SETTLE_S = 120.0  # what trials have for their checkpoints once the sweep was told to stop
 INTERRUPTED = 130
 _TUNE = ".tune"  # Ray Tune's own records, gone at the end
-_TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-}
+# Its old, quiet output; and it writes its state to disk at the end only: ours is in the run folders.
+_TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_GLOBAL_CHECKPOINT_S": "3600"}
 _MEASURED = ("status", "seeds", "env_steps", "return", "best")
 
 
@@ -135,6 +133,8 @@ def _with_tune(left: Sequence[Trial], out: Path, options: SweepOptions, codes: d
     try:
         from ray import tune
 
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it would tell how to resume without us
+
         class Progress(tune.Callback):
             def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
                 found = trial.last_result
@@ -146,7 +146,9 @@ def _with_tune(left: Sequence[Trial], out: Path, options: SweepOptions, codes: d
         tuner = tune.Tuner(
             tune.with_resources(_tune_trial, resources),
             param_space={"trial": tune.grid_search(grid), "out": str(out), "gpus": options.gpus},
-            tune_config=tune.TuneConfig(max_concurrent_trials=options.workers or 0, reuse_actors=False),
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=options.workers or 0, trial_dirname_creator=lambda trial: trial.trial_id
+            ),
             run_config=tune.RunConfig(
                 name="tune", storage_path=str(out / _TUNE), verbose=0, callbacks=[Progress()], log_to_file=False
             ),
@@ -201,9 +203,8 @@ def _write(plan: Sweep, out: Path, codes: dict[str, int], role: str | None) -> l
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
     """A row as text, with the same columns in every row."""
-    hidden = ("trial", "run")
-    texts = {key: _text(value) for key, value in row.items() if key not in hidden}
-    return {"trial": row["trial"], **{key: texts.pop(key, "") for key in (*texts, *_MEASURED)}}
+    texts = {key: _text(value) for key, value in row.items() if key != "run"}
+    return {key: texts.get(key, "") for key in dict.fromkeys([*texts, *_MEASURED])}
 
 
 def _text(value: Any) -> str:

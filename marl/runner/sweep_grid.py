@@ -49,7 +49,7 @@ class Sweep:
 
 def make_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
     """A sweep over every combination of the lists among the overrides. `key=[a,b]` is an axis; a list that is one value
-    is written `key=[[a,b]]`. Every trial is checked as `marl train` would check it.
+    is written `key=[[a,b]]`. Every trial is checked as an experiment file is.
 
     Raises: ConfigError for no axis, an empty one, too many trials or a config that is wrong.
     """
@@ -124,7 +124,7 @@ def outcome(trial: Trial, out: Path, role: str | None = None) -> dict[str, Any]:
     `return` is that of the last validation, `best` the best one. Validation episodes only: a choice made on test
     episodes would spoil them for the report. role: whose return (default: all agents of all roles weigh the same).
     """
-    row: dict[str, Any] = {"trial": trial.name, **trial.values, "status": "missing"}
+    row: dict[str, Any] = {"trial": trial.name, **trial.values, "status": "not begun"}
     run = newest_run(out / "runs", trial.name)
     if run is None:
         return row

@@ -1,24 +1,26 @@
-"""One trial of a sweep as a process of its own: `python -m marl.runner.trial PARENT_PID train CONFIG ...`.
+"""One trial of a sweep as a process of its own, which ends with a checkpoint when its sweep ends, however that comes.
 
-It becomes `marl train` or `marl resume` after asking the kernel for a SIGTERM when the thread that started it is gone,
-however that came about, so that no runner outlives its sweep and each still saves its checkpoint. Imports no Ray.
+`python -m marl.runner.trial train CONFIG ...` leaves a watcher behind that runs `marl train` and reads its standard
+input. The end of that input, which the kernel brings about when the sweep is gone, is a SIGTERM for the runner. The
+watcher is nobody's child: a Ray worker that ends kills its children outright, and a runner would lose its checkpoint.
+Imports no Ray.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from marl.io.console import error
 from marl.runner.sweep_grid import newest_run
 
-_PR_SET_PDEATHSIG = 1
 _NOT_FOR_TRIALS = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")  # a trial is no part of the sweep's own cluster
+_LOOK_EVERY_S = 0.2
 
 
 def run_trial(name: str, overrides: Sequence[str], out: Path, environment: Mapping[str, str] | None = None) -> int:
@@ -36,31 +38,37 @@ def run_trial(name: str, overrides: Sequence[str], out: Path, environment: Mappi
     (out / "logs").mkdir(exist_ok=True)
     variables = {key: value for key, value in os.environ.items() if key not in _NOT_FOR_TRIALS}
     variables |= dict(environment or {})
-    command = [sys.executable, "-m", "marl.runner.trial", str(os.getpid()), *words]
+    command, pipe = [sys.executable, "-m", "marl.runner.trial", *words], subprocess.PIPE
     with (out / "logs" / f"{name}.log").open("ab") as log:
-        # A session of its own: Ctrl-C on the terminal would reach it twice, and a second signal skips the checkpoint.
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=variables, start_new_session=True
-        )
+        started = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=variables)
+    assert started.stdin is not None
+    assert started.stdout is not None
+    with started:
         try:
-            code = process.wait()
-        except BaseException:  # KeyboardInterrupt, or whatever ends the thread
-            if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job that is stopped has signalled all its processes
-                process.send_signal(signal.SIGTERM)
-            process.wait()
+            answer = started.stdout.read()
+        except BaseException:  # KeyboardInterrupt, say
+            started.stdin.close()
+            started.stdout.read()
             raise
-    return code if code >= 0 else 1
+    return int(answer) if answer.strip().lstrip(b"-").isdigit() and int(answer) >= 0 else 1
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Tie this process to its parent, then become `marl`."""
-    parent, *words = arguments
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # stays across exec
-    if os.getppid() != int(parent):
-        error("the sweep is gone")
-        return 1
-    os.execv(sys.executable, [sys.executable, "-m", "marl.cli", *words])
+def main(words: Sequence[str]) -> int:
+    """Become the watcher of one runner; writes its exit code to standard output."""
+    if os.fork():
+        return 0
+    os.setsid()  # Ctrl-C on the terminal is for the sweep, which tells us
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: None)  # unlike SIG_IGN not inherited by the runner
+    command = [sys.executable, "-m", "marl.cli", *words]
+    runner = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=sys.stderr)
+    while runner.poll() is None:
+        if select.select([0], [], [], _LOOK_EVERY_S)[0] and not os.read(0, 1):
+            runner.send_signal(signal.SIGTERM)
+            runner.wait()
+    with contextlib.suppress(BrokenPipeError):  # the sweep is gone
+        os.write(1, str(runner.returncode).encode())
+    return 0
 
 
 if __name__ == "__main__":
