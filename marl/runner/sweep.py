@@ -26,6 +26,7 @@ from marl.runner.listing import table
 from marl.runner.load import load_experiment
 from marl.runner.sweep_grid import Sweep, Trial, check_folder, make_sweep, newest_run, outcome, ranked
 from marl.runner.trial import run_trial
+from marl.runner.trial_check import check_trials
 
 SETTLE_S = 120.0  # what trials have for their checkpoints once the sweep was told to stop
 INTERRUPTED = 130
@@ -58,8 +59,10 @@ def sweep(path_or_name: str, overrides: Sequence[str], out: Path | None, options
     if side_by_side and "ray" in kinds:
         raise UserError("a trial with dataflow.kind ray fills a cluster by itself; expected no --workers, or 1")
     check_folder(plan, out)
-    _begin(plan, out)
     left = [trial for trial in plan.trials if not _done(trial, out)]
+    if left:
+        check_trials(path_or_name, left)
+    _begin(plan, out)
     say(f"{plan.name}: {len(plan.trials)} trials, {len(plan.trials) - len(left)} of them done; in {out}")
     codes: dict[str, int] = {}
     try:

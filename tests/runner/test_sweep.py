@@ -140,6 +140,7 @@ def test_a_sweep_tabulates_what_its_trials_did_and_does_not_repeat_them(
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(sweep_module, "run_trial", train)
+    monkeypatch.setattr(sweep_module, "check_trials", lambda path, trials: None)
     out = tmp_path / "out"
     command = ["sweep", experiment, RATES, "-o", str(out)]
     assert cli.main(command) == 1
@@ -154,6 +155,16 @@ def test_a_sweep_tabulates_what_its_trials_did_and_does_not_repeat_them(
     assert len(ran) == 3
     assert cli.main(["sweep", experiment, "seed=[1,2]", "-o", str(out)]) == 2
     assert "holds another sweep" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_trial_that_cannot_be_built_stops_the_sweep_before_it_begins(
+    experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert cli.main(["sweep", experiment, "agents.all.learning_rate=[1e-3,fast]", "-o", str(out)]) == 2
+    assert "trial tiny-learning_rate-fast: command line: agents.all.learning_rate" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.long
