@@ -49,10 +49,12 @@ class Session:
         self._owner = not ray.is_initialized()
         if not self._owner:
             return
-        if options.address is None:
+        # A job that was submitted to a cluster belongs to that cluster.
+        address = options.address or ("auto" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None)
+        if address is None:
             self._start(ray, options)
         else:
-            _join(ray, options.address)
+            _join(ray, address)
 
     def _start(self, ray: Any, options: SessionOptions) -> None:
         """A cluster of our own: token authentication, loopback, a folder that goes with it."""
