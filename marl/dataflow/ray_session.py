@@ -42,15 +42,15 @@ class Session:
     """
 
     def __init__(self, options: SessionOptions) -> None:
-        if options.address is None:
+        # A job that was submitted to a cluster belongs to that cluster.
+        address = options.address or ("auto" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None)
+        if address is None:
             _guard()
         ray = _ray()
         self.folder: Path | None = None  # of a cluster of its own
         self._owner = not ray.is_initialized()
         if not self._owner:
             return
-        # A job that was submitted to a cluster belongs to that cluster.
-        address = options.address or ("auto" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None)
         if address is None:
             self._start(ray, options)
         else:
