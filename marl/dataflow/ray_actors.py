@@ -16,7 +16,7 @@ from marl.dataflow.tickets import Ticket
 @dataclasses.dataclass(frozen=True)
 class RayOptions:
     """As in `LocalOptions`, and: actors: processes that fill rollouts, among which the slots are shared.  min_actors:
-    fewer that are left, and the run fails.  learners: devices of the learner's process that share a batch.
+    fewer that are left, and the run fails.  learners: devices that share a batch, in `learner_processes` processes.
     call_limit_s: an actor that does not answer for so long is ended.  actor, learner, server: what their processes
     get."""
 
@@ -29,6 +29,7 @@ class RayOptions:
     updates_per_dispatch: int = 1
     min_actors: int = 1
     learners: int = 1
+    learner_processes: int = 1
     servers: int = 0
     faults: tuple[float, int, float] = (0.05, 3, 60.0)
     call_limit_s: float = 600.0

@@ -24,10 +24,10 @@ from marl.dataflow.parts import Blueprint
 from marl.dataflow.ray_actors import Actors, Call, Hand
 from marl.dataflow.ray_actors import RayOptions as RayOptions
 from marl.dataflow.ray_crew import LostError, Remote, get, now
+from marl.dataflow.ray_ranks import start_learner
 from marl.dataflow.ray_servers import Servers
 from marl.dataflow.shells import (
     LearnerJob,
-    LearnerShell,
     own_memory,
     plain_counts,
     unpack_weights,
@@ -118,9 +118,9 @@ class RayRun:
             ordered=not own.asynchronous,
             capacity=self.batch * (own.max_staleness + 2) + own.slots,
             identity=self.identity,
-            devices=own.learners,
+            devices=own.learners // own.learner_processes,
         )
-        self.learner = Remote(LearnerShell, (self.blueprint, job), own.learner)
+        self.learner = start_learner(self.blueprint, job, own.learner, own.learner_processes)
         about, self.weights = self.learner.call("start", self.version, stored, returns=2)
         self.about["learner"] = get(about)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +17,7 @@ import pytest
 from marl.dataflow.arena import pack, unpack
 from marl.dataflow.chunks import Chunk, chunk_id
 from marl.dataflow.ray_crew import LostError, ProcessOptions, Remote
-from marl.dataflow.ray_ranks import RayRanks
+from marl.dataflow.ray_ranks import start_learner
 from marl.dataflow.ray_session import Session, SessionOptions
 from marl.dataflow.shells import LearnerJob, LearnerShell, own_memory, unpack_weights
 
@@ -31,9 +34,11 @@ def session() -> Iterator[Any]:
     joined.close()
 
 
-def job(ranks: int) -> LearnerJob:
-    others = RayRanks(ranks, OPTIONS, timeout=120) if ranks > 1 else None
-    return LearnerJob(seed=0, batch=2, ordered=True, capacity=8, identity=blueprint().identity(), ranks=others)
+JOB = LearnerJob(seed=0, batch=2, ordered=True, capacity=8, identity=blueprint().identity())
+
+
+def start(processes: int) -> Remote:
+    return start_learner(blueprint(), JOB, OPTIONS, processes)
 
 
 def chunks(batch: int) -> Any:
@@ -61,15 +66,16 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def test_two_processes_learn_as_one_and_go_on_from_each_other(session: Any) -> None:
-    alone = LearnerShell(blueprint(), job(1))
+    alone = LearnerShell(blueprint(), JOB)
     alone.start(0, None)
 
     def here(method: str, *arguments: Any) -> Any:
         return getattr(alone, method)(*arguments)
 
-    two = Remote(LearnerShell, (blueprint(), job(2)), OPTIONS)
+    two = start(2)
     about, weights = two.ask("start", 0, None)
     assert about["devices"] == ["cpu:0"]
+    assert open_ports(about["pid"]) == 1  # Ray's own
     assert_same(unpack_weights(weights), jax.device_get({"all": alone.trainer.published()["all"]}))
     assert_same(learn(two.ask, range(2)), learn(here, range(2)))
     taken, own = two.ask("take")["updates"], alone.take()["updates"]
@@ -83,13 +89,14 @@ def test_two_processes_learn_as_one_and_go_on_from_each_other(session: Any) -> N
     os.kill(other, signal.SIGKILL)
     with pytest.raises(LostError):
         learn(two.ask, range(2, 3))
-    second = Remote(LearnerShell, (blueprint(), job(2)), OPTIONS)
+    two.kill()
+    second = start(2)
     second.ask("start", 2, stored)
     expected = learn(here, range(2, 4))
     assert_same(learn(second.ask, range(2, 4)), expected)
 
     # Two learners' snapshot goes on as one.
-    one = Remote(LearnerShell, (blueprint(), job(1)), OPTIONS)
+    one = start(1)
     one.ask("start", 4, second.ask("snapshot"))
     assert_same(learn(one.ask, range(4, 5)), learn(here, range(4, 5)))
     assert_same(own_memory(unpack(one.ask("snapshot"))), own_memory(unpack(pack(alone.trainer.snapshot(), "x"))))
@@ -115,10 +122,22 @@ def others_of(pid: int) -> list[int]:
     return found
 
 
+def open_ports(pid: int) -> int:
+    """On how many ports a process listens for other machines."""
+    own, found = set(), 0
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            own.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            listens = fields[3] == "0A" and f"socket:[{fields[9]}]" in own
+            found += listens and not fields[1].split(":")[0].endswith("0100007F")
+    return found
+
+
 def wait_until_gone(pid: int) -> None:
     """Raises: TimeoutError if a process is still there after half a minute."""
-    import time
-
     deadline = time.monotonic() + 30
     while os.path.exists(f"/proc/{pid}"):
         if time.monotonic() > deadline:
