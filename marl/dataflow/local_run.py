@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 
@@ -28,7 +29,7 @@ from marl.dataflow.slots import Filled
 from marl.dataflow.stage import LearnerStage, common_rollout
 from marl.dataflow.store import ParameterStore
 from marl.dataflow.tickets import Tickets
-from marl.dataflow.trainer import Trainer
+from marl.dataflow.trainer import MakeLearner, Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class LocalOptions:
     max_staleness: in versions; None: no bound.  asynchronous: every slot is a worker whose gradient is applied when it
     arrives (A3C).  random_phase: slots begin their first rollout at different rows.  actors, inference, learner:
     devices; None for JAX's default one. Worlds in JAX, policies included, run on `actors`, those in Python on the CPU.
+    make_learner: makes what learns, by policy name; None: a learner on `learner`.
     """
 
     num_envs: int
@@ -51,6 +53,7 @@ class LocalOptions:
     actors: jax.Device | None = None
     inference: jax.Device | None = None
     learner: jax.Device | None = None
+    make_learner: MakeLearner | None = None
 
     @property
     def reproducible(self) -> bool:
@@ -94,7 +97,7 @@ class LocalRun:
             ordered=not options.asynchronous,
             capacity=batch * ((options.max_staleness or 0) + 2) + options.slots,
             seed=seed,
-            make_learner=lambda name, algorithm: LearnerCore(name, algorithm, options.learner),
+            make_learner=options.make_learner or partial(LearnerCore, device=options.learner),
         )
         self.actor = ActorCore(
             worlds,

@@ -20,7 +20,9 @@ from marl.core.errors import RunError
 from marl.dataflow.learner import LearnerCore
 from marl.dataflow.learner_sharded import ShardedLearner, split_lanes
 from marl.dataflow.learning import MESH_AXIS, pack, trajectory_of
+from marl.dataflow.local import Local, LocalOptions
 from marl.envs.probe.cartpole import CartPole
+from marl.envs.probe.credit import Credit
 
 from .tiny_mesh import TinyMesh, batch_of
 
@@ -166,6 +168,30 @@ def tiny() -> dict[str, Any]:
     two.update(two.place(batch), 5, KEY, 4)
     found["disagreed"] = [raised(two.published), apart(here, pack(jax.device_get(two.state)))]
     return found
+
+
+def local() -> dict[str, Any]:
+    """A local run whose learner has two devices, beside one whose learner has one."""
+    policies: Any = {"all": TinyMesh()}
+
+    def two(name: str, algorithm: Any) -> Any:
+        del algorithm
+        return ShardedLearner(name, TinyMesh, jax.devices()[:2])
+
+    params, steps = [], []
+    for make in (None, two):
+        run = Local(Credit(), policies, ["all"], {}, LocalOptions(num_envs=8, slots=2, make_learner=make), [0])
+        run.init()
+        for _ in range(3):
+            _, result = run.dispatch(run, [0])
+        params.append(run.published(run, 0)["all"])
+        steps.append(int(result.updates["all"][0]))
+        stored = run.snapshot(run)
+        run.close()
+    other = Local(Credit(), policies, ["all"], {}, LocalOptions(num_envs=8, slots=2), [0])  # 2 -> 1
+    other.init().restore(stored)
+    other.dispatch(other, [0])
+    return {"apart": apart(*params), "updates": steps, "version": other.runs[0].version}
 
 
 def raised(action: Any) -> str:

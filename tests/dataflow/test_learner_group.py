@@ -105,6 +105,15 @@ def test_two_and_four_devices_learn_from_a_whole_batch_what_one_does(case: str) 
 
 @pytest.mark.long
 @pytest.mark.slow
+def test_a_local_run_learns_on_two_devices_what_it_does_on_one() -> None:
+    found = cases("local")["local"]
+    assert found["apart"] < 1e-5
+    assert found["updates"] == [1, 1]
+    assert found["version"] == 4
+
+
+@pytest.mark.long
+@pytest.mark.slow
 def test_minibatches_are_made_of_what_each_device_draws_from_its_own_lanes() -> None:
     found = cases("minibatches")["minibatches"]
     assert found["same split"] < 1e-5
