@@ -7,7 +7,7 @@ crew nor on what died in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from marl.core.evolution import Evaluation, Evolution, Offspring, Round
 from marl.core.prng import stream
 from marl.core.types import EpisodeResult, Key, LearnerState, Metrics, Tree
 from marl.dataflow.learning import DispatchResult, pack, unpack
-from marl.dataflow.population_crew import Crew
+from marl.dataflow.population_crew import AbandonedError, Crew, never
 from marl.dataflow.population_tasks import cut, join
 from marl.io import checkpoint
 
@@ -33,8 +33,13 @@ class Generations:
         self.state: LearnerState = _init(evolution, stream(seed, "init", name))
         self.generation = 0
 
-    def run(self, crew: Crew, lanes: int, env_steps: int) -> tuple[Metrics, list[EpisodeResult]]:
-        """One generation: its metrics, and the results of its rounds. env_steps: of the run so far."""
+    def run(
+        self, crew: Crew, lanes: int, env_steps: int, should_stop: Callable[[], bool]
+    ) -> tuple[Metrics, list[EpisodeResult]]:
+        """One generation: its metrics, and the results of its rounds. env_steps: of the run so far.
+
+        Raises: AbandonedError if it is to stop; then nothing has happened.
+        """
         evolution, state = self.evolution, self.state
         metrics: Metrics = {}
         played: list[EpisodeResult] = []
@@ -44,7 +49,7 @@ class Generations:
             offspring = jax.device_get(_ask(evolution, round, state, stream(self.seed, "ask", *path)))
             keys = _episode_keys(round.episodes, stream(self.seed, "episodes", *path))
             tasks = cut(round, lanes, offspring, np.asarray(keys))
-            episode = join(round, lanes, tasks, crew.play(tasks))
+            episode = join(round, lanes, tasks, crew.play(tasks, should_stop))
             env_steps += int(episode.length.sum())
             state, own, fitness = _tell(evolution, round, state, offspring, episode, np.float32(env_steps))
             metrics |= _statistics(round, index, np.asarray(fitness))
@@ -84,6 +89,7 @@ class PopulationRun:
         self.devices = jax.devices()[:1] if devices is None else list(devices)
         self.max_steps = max_steps
         self.runs: list[Generations] = []
+        self.should_stop: Callable[[], bool] = never  # a generation may take too long to wait for its end
 
     def init(self) -> PopulationRun:
         """Start every seed. The state of this placement is the placement itself."""
@@ -91,14 +97,23 @@ class PopulationRun:
         return self
 
     def dispatch(self, state: PopulationRun, env_steps: Sequence[int]) -> tuple[PopulationRun, DispatchResult]:
-        """`generations` of every seed. env_steps: totals so far, one a seed."""
-        results = [self._dispatch_seed(run, before) for run, before in zip(self.runs, env_steps, strict=True)]
+        """`generations` of every seed. env_steps: totals so far, one a seed.
+
+        Once `should_stop` says so, all of them go back to where they were, and nothing has been played.
+        """
+        begun = [(run.state, run.generation) for run in self.runs]
+        try:
+            results = [self._dispatch_seed(run, before) for run, before in zip(self.runs, env_steps, strict=True)]
+        except AbandonedError:
+            for run, (before, generation) in zip(self.runs, begun, strict=True):
+                run.state, run.generation = before, generation
+            results = [self._nothing()] * len(self.runs)
         return state, jax.tree.map(lambda *parts: np.stack(parts), *results)
 
     def _dispatch_seed(self, run: Generations, env_steps: int) -> DispatchResult:
         reports, episodes = [], []
         for _ in range(self.generations):
-            metrics, played = run.run(self.crew, self.num_envs, env_steps)
+            metrics, played = run.run(self.crew, self.num_envs, env_steps, self.should_stop)
             env_steps += sum(int(episode.length.sum()) for episode in played)
             reports.append(metrics)
             episodes += played
@@ -119,6 +134,15 @@ class PopulationRun:
                 name: np.float64(sum(e.info[name].sum(dtype=np.float64) for e in episodes)) for name in episodes[0].info
             },
         )
+        return result
+
+    def _nothing(self) -> DispatchResult:
+        """What a dispatch reports that was abandoned."""
+        make: Any = DispatchResult  # of NumPy's numbers
+        zero = np.int64(0)
+        counts = dict.fromkeys(("env_steps", "agent_steps", "episodes", "length"), zero)
+        by_policy = {name: {self.name: zero} for name in ("updates", "skipped")}
+        result: DispatchResult = make(metrics={}, returns={}, info={}, **counts, **by_policy)
         return result
 
     def published(self, state: PopulationRun, seed_index: int) -> dict[str, Tree]:

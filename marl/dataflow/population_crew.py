@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from marl.core.evolution import Shared
@@ -15,14 +15,26 @@ from marl.dataflow.population_tasks import Task
 WAIT_S = 1.0  # longest sleep before the processes are looked after
 
 
+class AbandonedError(Exception):
+    """A round was asked to stop in the middle. Nothing of it is kept: it can be asked for again at any time."""
+
+
+def never() -> bool:
+    """For those whom nobody stops."""
+    return False
+
+
 class Crew(Protocol):
-    """Plays tasks and answers in their order, whoever played them and however often."""
+    """Plays tasks and answers in their order, whoever played them and however often.
+
+    `play` raises AbandonedError soon after `should_stop` says so; a crew that did is of no further use.
+    """
 
     def share(self, shared: Shared) -> None:
         """What a generation's individuals are decoded with; numpy leaves."""
         ...
 
-    def play(self, tasks: Sequence[Task]) -> list[EpisodeResult]: ...
+    def play(self, tasks: Sequence[Task], should_stop: Callable[[], bool] = never) -> list[EpisodeResult]: ...
     def describe(self) -> str: ...
     def take_events(self) -> list[tuple[str, str]]:
         """(name, words) of what happened since the last call."""
@@ -41,11 +53,13 @@ class LocalCrew:
     def share(self, shared: Shared) -> None:
         self._shared = shared
 
-    def play(self, tasks: Sequence[Task]) -> list[EpisodeResult]:
+    def play(self, tasks: Sequence[Task], should_stop: Callable[[], bool] = never) -> list[EpisodeResult]:
         waiting = deque(tasks)
         playing: dict[int, tuple[int, Playing]] = {}
         results: dict[int, EpisodeResult] = {}
         while len(results) < len(tasks):
+            if should_stop():
+                raise AbandonedError
             moved = False
             for index, evaluator in enumerate(self.evaluators):
                 if index not in playing:

@@ -19,6 +19,7 @@ from marl.core.errors import RunError
 from marl.core.evolution import Shared
 from marl.core.types import EpisodeResult
 from marl.dataflow.parts import Blueprint
+from marl.dataflow.population_crew import AbandonedError, never
 from marl.dataflow.population_shell import EvaluatorJob, EvaluatorShell, received, to_send
 from marl.dataflow.population_tasks import Task
 from marl.dataflow.ray_crew import START_LIMIT_S, LostError, ProcessOptions, Remote, get, now
@@ -86,7 +87,7 @@ class RayEvaluators:
 
     # ---- a round ---------------------------------------------------------------------------------------------------
 
-    def play(self, tasks: Sequence[Task]) -> list[EpisodeResult]:
+    def play(self, tasks: Sequence[Task], should_stop: Callable[[], bool] = never) -> list[EpisodeResult]:
         self._round += 1
         by_index = {task.index: task for task in tasks}
         waiting = deque(by_index)
@@ -94,6 +95,8 @@ class RayEvaluators:
         results: dict[int, EpisodeResult] = {}
         seconds: list[float] = []
         while len(results) < len(tasks):
+            if should_stop():
+                raise AbandonedError
             for member in self.members:
                 if member.call is None:
                     index = waiting.popleft() if waiting else self._late(results, seconds)

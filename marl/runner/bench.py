@@ -29,7 +29,7 @@ from marl.io.jsonl import JsonlSink, read_rows
 from marl.io.metrics import Sinks
 from marl.io.tensorboard import TensorBoardSink
 from marl.runner.bench_local import dispatcher, host_stepper, nothing_learned, shares
-from marl.runner.build import build_fused, build_local, resolved
+from marl.runner.build import build_dataflow, build_fused, build_local, resolved
 from marl.runner.listing import table
 from marl.runner.load import load_experiment, resolved_yaml
 from marl.runner.loop import TrainingLoop
@@ -149,7 +149,30 @@ def _bench_experiment(name: str) -> dict[str, Any]:
     if not plan.learners:
         raise ConfigError("nobody learns in this experiment; to measure its world alone: marl bench WORLD")
     config = resolved(plan)
+    if config.dataflow.kind == "rllib":
+        raise ConfigError(
+            "RLlib's own dataflow is measured beside ours by scripts/bench/dataflow; expected another kind"
+        )
+    if plan.population is not None:
+        return _bench_population(config, plan)
     return _bench_local(config, plan) if config.dataflow.kind == "local" else _bench_fused(config, plan)
+
+
+def _bench_population(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
+    """Whole generations, whoever plays them; the first, in which programs are compiled, apart."""
+    run: Any = build_dataflow(config, plan)
+    with contextlib.closing(run), tempfile.TemporaryDirectory() as folder:
+        state = run.init()
+        started = time.perf_counter()
+        run.dispatch(state, [0] * len(run.seeds))
+        first_s = time.perf_counter() - started
+        training, host = _train_windows(config, run, state, Path(folder))
+        return {
+            "setting": run.describe(),
+            "env_steps_per_s": spread(training),
+            "first_dispatch_s": round(first_s, 1),
+            "shares": {"generations": 1.0 - host, "host": host},
+        }
 
 
 def _bench_local(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:

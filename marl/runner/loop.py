@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import jax
+import numpy as np
 
 from marl.core.errors import CheckpointError, MarlError, RunError
 from marl.dataflow.fused import Fused
@@ -105,7 +106,7 @@ class TrainingLoop:
             self.device_s += elapsed
             self.check_lock()
             self._count(host)
-            rows = self._train_rows(host, elapsed)
+            rows = self._train_rows(host, elapsed) if np.any(host.env_steps) else []  # an abandoned one says nothing
             self._check_finite(host)
             for seed, name, words in self.dataflow.take_events():
                 self.event(name, f"seed {seed}: {words}")

@@ -15,6 +15,7 @@ import jax
 
 from marl.core.errors import ConfigError, InterruptedRunError, MarlError
 from marl.dataflow.fused import Fused
+from marl.dataflow.population import PopulationRun
 from marl.io import checkpoint as checkpoints
 from marl.io.console import ConsoleSink, Panel, next_commands, say
 from marl.io.files import write_text_atomic
@@ -226,6 +227,8 @@ def _train_with(
     lock: RunLock,
 ) -> str:
     newest = checkpoints.newest_valid(run_dir / "checkpoints", events.append)
+    if isinstance(dataflow, PopulationRun):
+        dataflow.should_stop = lambda: bool(received)
     state = dataflow.init()
     progress = Progress.start(len(dataflow.seeds))
     if newest is not None:

@@ -277,6 +277,34 @@ def test_a_resumed_search_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> 
     assert drive(second, 2) == whole[2:]
 
 
+@pytest.mark.parametrize(("kind", "look"), [("host", 40), ("jax", 28)])
+def test_a_generation_that_was_abandoned_has_not_happened(kind: str, look: int) -> None:
+    def make() -> PopulationRun:
+        if kind == "host":
+            return started(host_crew(1), seeds=(0, 1))
+        return started(jax_crew(1), CAST, (0, 1))
+
+    expected, run = drive(make(), 2), make()
+    looks = 0
+
+    def soon() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks == look
+
+    run.should_stop = soon  # the second seed is under way by then
+    while True:
+        before = run.snapshot(run)
+        _, result = run.dispatch(run, [0, 0])
+        if not result.env_steps.any():
+            break
+    assert looks == look
+    assert result.updates["all"].tolist() == [0, 0]
+    again = drive(make().restore(before), 1)
+    assert again == expected[before["runs"][0]["generation"] :][:1]
+    run.close()
+
+
 def test_a_checkpoint_of_another_search_is_refused() -> None:
     run, other = started(host_crew(1)), started(jax_crew(1), CAST)
     with pytest.raises(CheckpointError, match="other shapes"):
