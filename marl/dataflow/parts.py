@@ -15,6 +15,7 @@ from marl.core.algorithm import Algorithm, Policy
 from marl.core.env import AnyEnvironment
 from marl.core.errors import RunError
 from marl.core.host_rows import HostWorlds
+from marl.core.inference import run_at_once
 from marl.core.types import Tree
 
 PACKAGES = ("jax", "numpy", "marl-platform")  # of which every process of a run must have the same version
@@ -50,7 +51,8 @@ class Blueprint:
     path: tuple[str, ...] = ()
 
     def make(self) -> Parts:
-        """The parts, made in this process."""
+        """The parts, made in this process, which does one thing at a time: see `run_at_once`."""
+        run_at_once()
         for folder in self.path:
             if folder not in sys.path:
                 sys.path.append(folder)

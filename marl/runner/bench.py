@@ -37,7 +37,7 @@ from marl.runner.origin import code_commit, machine
 from marl.runner.plan import WORLD_FACTORY, Plan, make_plan
 from marl.runner.progress import Progress
 from marl.runner.schema import HOST_WORLDS, ExperimentConfig
-from marl.runner.train import use_compilation_cache
+from marl.runner.train import set_up_jax
 
 REPEATS = 5
 WINDOW_S = 2.0
@@ -144,7 +144,7 @@ def _bench_host_world(id: str) -> dict[str, Any]:
 
 def _bench_experiment(name: str) -> dict[str, Any]:
     config = load_experiment(name).config
-    use_compilation_cache(config)
+    set_up_jax(config)
     plan = make_plan(config)
     if not plan.learners:
         raise ConfigError("nobody learns in this experiment; to measure its world alone: marl bench WORLD")

@@ -23,7 +23,7 @@ from marl.runner.policies import load_run_policy, run_seeds, save_policy, seed_f
 from marl.runner.results import evaluation_record
 from marl.runner.runs import create_run_folder, resolve_run
 from marl.runner.schema import ExperimentConfig
-from marl.runner.train import start_run_folder, use_compilation_cache
+from marl.runner.train import set_up_jax, start_run_folder
 
 
 def evaluate(
@@ -43,7 +43,7 @@ def evaluate(
     """
     folder = resolve_run(run, Path(runs_dir))
     config = load_experiment(folder / "config.yaml").config
-    use_compilation_cache(config)
+    set_up_jax(config)
     count = episodes or config.evaluate.episodes
     act_greedily = config.evaluate.greedy if greedy is None else greedy
     evaluator: AnyEvaluator | None = None
@@ -75,7 +75,7 @@ def evaluate_experiment(
 
     Raises: ConfigError if some policy of it learns.
     """
-    use_compilation_cache(config)
+    set_up_jax(config)
     plan = make_plan(config)
     if plan.learners:
         raise ConfigError(

@@ -15,7 +15,7 @@ from marl.runner.build import build_fused, resolved
 from marl.runner.gpu_checks import WORLD, Part, memory
 from marl.runner.load import config_from
 from marl.runner.plan import make_plan
-from marl.runner.train import use_compilation_cache
+from marl.runner.train import set_up_jax
 
 REPEATS = 3
 ROWS = 32  # policy steps a dispatch of the world alone
@@ -68,7 +68,7 @@ def _training(world: str, lanes: int) -> dict[str, Any]:
             "stop": {"env_steps": 10**9},
         }
     )
-    use_compilation_cache(config)
+    set_up_jax(config)
     plan = make_plan(config)
     fused = build_fused(resolved(plan), plan)
     state, done = fused.init(), 0

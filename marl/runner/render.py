@@ -12,7 +12,7 @@ from marl.runner.build import build_player
 from marl.runner.load import load_experiment
 from marl.runner.policies import load_run_policy
 from marl.runner.runs import resolve_run
-from marl.runner.train import use_compilation_cache
+from marl.runner.train import set_up_jax
 
 DEFAULT_FPS = 5
 
@@ -33,7 +33,7 @@ def render(
     """
     folder = resolve_run(run, Path(runs_dir))
     config = load_experiment(folder / "config.yaml").config
-    use_compilation_cache(config)
+    set_up_jax(config)
     plan, params, _ = load_run_policy(folder, seed, "policy_best" if best else "policy")
     player = build_player(plan, config.evaluate.greedy if greedy is None else greedy)
     frames, result = player.frames(params, "test", episode_seed)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from marl.core.errors import ConfigError, InterruptedRunError, MarlError
+from marl.core.inference import run_at_once
 from marl.dataflow.fused import Fused
 from marl.dataflow.population import PopulationRun
 from marl.io import checkpoint as checkpoints
@@ -32,7 +33,7 @@ from marl.runner.plan import Plan, make_plan
 from marl.runner.progress import Progress
 from marl.runner.results import algorithms
 from marl.runner.runs import create_run_folder, resolve_run
-from marl.runner.schema import ExperimentConfig
+from marl.runner.schema import ExperimentConfig, LocalConfig
 
 MAY_CHANGE = ("stop", "evaluate", "checkpoint")
 
@@ -44,7 +45,7 @@ def train(config: ExperimentConfig, *, runs_dir: str | None = None, quiet: bool 
     """
     with Panel(config.name, _limits(config), quiet=quiet) as panel:
         panel.phase("building", f"{config.env.id}, {algorithms(config)}")
-        use_compilation_cache(config)
+        set_up_jax(config)
         plan = make_plan(config)
         if not plan.learners:
             raise ConfigError("nobody learns in this experiment; to measure it: marl evaluate CONFIG")
@@ -63,7 +64,7 @@ def resume(run: str, overrides: Sequence[str], *, runs_dir: str = "runs", quiet:
     config = load_experiment(str(run_dir / "config.yaml"), list(overrides), only=MAY_CHANGE).config
     with Panel(config.name, _limits(config), quiet=quiet) as panel:
         panel.phase("building", f"{config.env.id}, {algorithms(config)}")
-        use_compilation_cache(config)
+        set_up_jax(config)
         plan = make_plan(config)
         config = resolved(plan)
         with RunLock(run_dir, notice=say) as lock:
@@ -83,7 +84,7 @@ def dry_run(config: ExperimentConfig) -> tuple[str, dict[str, Any]]:
 
     Compiles the program and trains nothing.
     """
-    use_compilation_cache(config)
+    set_up_jax(config)
     plan = make_plan(config)
     config = resolved(plan)
     dataflow: Any = build_dataflow(config, plan)
@@ -113,8 +114,13 @@ def _compiled_bytes(fused: Fused, state: Any) -> int:
     return int(memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
 
 
-def use_compilation_cache(config: ExperimentConfig) -> None:
-    """Keep compiled programs between processes, unless the config or JAX's own variable says otherwise."""
+def set_up_jax(config: ExperimentConfig) -> None:
+    """Keep compiled programs between processes, unless the config or JAX's own variable says otherwise, and run them as
+    suits the dataflow."""
+    local = config.dataflow
+    if isinstance(local, LocalConfig) and not local.workers:
+        # With processes that step worlds, an update is computed while they go on.
+        run_at_once()
     if config.compilation_cache and jax.config.values.get("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "marl" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

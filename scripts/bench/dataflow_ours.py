@@ -22,6 +22,7 @@ from marl.runner.loop import TrainingLoop
 from marl.runner.plan import make_plan
 from marl.runner.progress import Progress
 from marl.runner.schema import ExperimentConfig
+from marl.runner.train import set_up_jax
 
 WORLDS: dict[str, dict[str, Any]] = {
     "cartpole": {"id": "gymnasium:CartPole-v1"},
@@ -74,6 +75,7 @@ class Episodes:
 def main() -> None:
     setting = serving.setting()
     config = experiment({"updates_per_dispatch": 4, **setting})
+    set_up_jax(config)  # as `marl train` does
     plan = make_plan(config)
     config = resolved(plan)
     dataflow = build_dataflow(config, plan)
