@@ -16,12 +16,15 @@ import pytest
 
 from marl.dataflow.arena import pack, unpack
 from marl.dataflow.chunks import Chunk, chunk_id
+from marl.dataflow.local import Local, LocalOptions
+from marl.dataflow.ray_actors import RayOptions
 from marl.dataflow.ray_crew import LostError, ProcessOptions, Remote
+from marl.dataflow.ray_placement import RayPlacement
 from marl.dataflow.ray_ranks import start_learner
 from marl.dataflow.ray_session import Session, SessionOptions
 from marl.dataflow.shells import LearnerJob, LearnerShell, own_memory, unpack_weights
 
-from .tiny_mesh import batch_of, blueprint
+from .tiny_mesh import batch_of, blueprint, parts
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.fault]
 OPTIONS = ProcessOptions(cpus=0.5)
@@ -106,6 +109,32 @@ def test_two_processes_learn_as_one_and_go_on_from_each_other(session: Any) -> N
     second.kill()
     one.kill()
     wait_until_gone(follower)
+
+
+def test_a_run_goes_on_when_one_of_its_learners_is_killed(session: Any) -> None:
+    """F8: one rank of two is lost. All of them go on from the last checkpoint, in less than a minute."""
+    made = parts()
+    alone = Local(made.worlds, made.policies, ["all"], {}, LocalOptions(num_envs=8, slots=2), [0]).init()
+    options = RayOptions(num_envs=8, slots=2, actors=1, learners=2, learner_processes=2, actor=OPTIONS, learner=OPTIONS)
+    run = RayPlacement(blueprint(), ["all"], {}, options, SessionOptions(cpus=2), 0, 4)
+    with contextlib.closing(run):
+        run.init()
+        for _ in range(2):
+            _, expected = alone.dispatch(alone, [0])
+            _, result = run.dispatch(run, [0])
+            assert result.env_steps == expected.env_steps
+        assert_same(run.published(run, 0), alone.published(alone, 0))
+        run.snapshot(run)
+        (other,) = others_of(run.run.about["learner"]["pid"])
+        os.kill(other, signal.SIGKILL)
+        began = time.monotonic()
+        for _ in range(3):
+            run.dispatch(run, [0])
+        assert time.monotonic() - began < 60
+        assert [name for _, name, _ in run.take_events()].count("learner restarted") == 1
+        assert run.run.learned >= 4
+        assert run.run.version == run.run.learned + 1  # what the lost learner would have published next is left out
+    alone.close()
 
 
 def others_of(pid: int) -> list[int]:
