@@ -16,7 +16,7 @@ import zmq
 from zmq.utils import z85
 
 from marl.core.errors import UserError
-from marl.dataflow.link import TAKE_LIMIT, Endpoint, heartbeat, limits, milliseconds, random_number
+from marl.dataflow.link import TAKE_LIMIT, Endpoint, can_read, heartbeat, limits, milliseconds, random_number
 from marl.dataflow.link_frames import (
     BadFrameError,
     FrameBuffer,
@@ -160,19 +160,20 @@ class LinkServer:
                 with contextlib.suppress(BlockingIOError):
                     self._awake.recv(1 << 16)
             taken = self._take()
-        elif self._zap is not None and self._zap.poll(0):
+        elif self._zap is not None and can_read(self._zap):
             self._admit()
         return taken
 
     def _take(self) -> list[Incoming]:
         taken = []
         for wire, router in enumerate(self._wires):
-            with contextlib.suppress(zmq.Again):
-                for _ in range(TAKE_LIMIT):
-                    route, *parts = router.recv_multipart(zmq.NOBLOCK)
-                    incoming = self._read(wire, route, parts)
-                    if incoming is not None:
-                        taken.append(incoming)
+            for _ in range(TAKE_LIMIT):
+                if not can_read(router):
+                    break
+                route, *parts = router.recv_multipart(zmq.NOBLOCK)
+                incoming = self._read(wire, route, parts)
+                if incoming is not None:
+                    taken.append(incoming)
         return taken
 
     def _read(self, wire: int, route: bytes, parts: list[bytes]) -> Incoming | None:

@@ -206,6 +206,7 @@ class InferenceLoop:
         most: int = MOST_TOGETHER,
     ) -> None:
         self.server, self.link, self.forms, self.wait_s, self.most = server, link, forms, wait_s, most
+        self._far = (server.device or jax.local_devices()[0]).platform != "cpu"
         self.answered = self.calls = 0
         self.busy_s = 0.0
         self.failure: BaseException | None = None
@@ -310,8 +311,9 @@ class InferenceLoop:
     def _act_alone(self, versions: Versions, requests: list[Incoming]) -> None:
         asked = [self.forms.read_request(versions, request.arrays[1:]) for request in requests]
         self.calls += len(asked)
-        for request, answer in zip(requests, self.server.act(asked), strict=True):
-            self.link.answer(request, jax.device_get(jax.tree.leaves(answer)))
+        answers = [self._fetch(answer) for answer in self.server.act(asked)]
+        for request, leaves in zip(requests, answers, strict=True):
+            self.link.answer(request, [np.asarray(leaf) for leaf in leaves])
 
     def _act_together(self, versions: Versions, requests: list[Incoming]) -> None:
         """One call for all. Rows are gathered here: to hand a program many small arrays costs more than a copy."""
@@ -321,10 +323,19 @@ class InferenceLoop:
         rows = [np.concatenate(column) if size > 1 else column[0] for column in columns]
         self.calls += 1
         answer = self.server.act([self.forms.read_request(versions, rows)])[0]
-        leaves = jax.device_get(jax.tree.leaves(answer))
+        leaves = [np.asarray(leaf) for leaf in self._fetch(answer)]
         lanes = self.forms.lanes
         for index, request in enumerate(requests):
             self.link.answer(request, [leaf[index * lanes : (index + 1) * lanes] for leaf in leaves])
+
+    def _fetch(self, answer: Answer) -> list[Any]:
+        """The leaves of an answer, on their way to the host if they are computed elsewhere. (`jax.device_get` would
+        take as long again as a small network.)"""
+        leaves = jax.tree.leaves(answer)
+        if self._far:
+            for leaf in leaves:
+                leaf.copy_to_host_async()
+        return leaves
 
     # ---- a thread of its own -----------------------------------------------------------------------------------------
 
