@@ -19,7 +19,7 @@ import pytest
 from marl import cli
 from marl.core.errors import RunError, UserError
 from marl.runner import jobs as jobs_module
-from marl.runner.cluster_http import auth_headers, check_head, dashboard_url
+from marl.runner.cluster_http import auth_headers, check_head, dashboard_url, open_url
 from marl.runner.job_entry import pack
 from marl.runner.jobs import JobOptions, unpack
 from marl.runner.runs import list_runs
@@ -207,7 +207,7 @@ def head(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A head of our own with a second node, as `scripts/cluster/local` makes it; the environment of a client."""
     folder = Path(f"/tmp/marl-test-{os.getpid()}")
     script = [sys.executable, str(repository / "scripts" / "cluster" / "local")]
-    where = ["--dir", str(folder), "--cpus", "1", "--object-store-mb", "80"]
+    where = ["--dir", str(folder), "--cpus", "2", "--object-store-mb", "80"]
     try:
         done = subprocess.run(
             [*script, "start", "--nodes", "2", *where, "--json"], capture_output=True, text=True, check=False
@@ -257,6 +257,21 @@ def test_a_run_is_submitted_followed_and_brought_back(head: dict[str, str], tmp_
     assert not (run.path / "checkpoints").exists()
     assert list(Path(head["remote"]).rglob("checkpoints/latest"))
     assert cli.main(["evaluate", str(run.path), "--episodes", "4", "--json"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_on_ray_uses_the_cluster_that_it_was_submitted_to(head: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(EXPERIMENT.replace("kind: fused", "kind: ray, actors: 2"))
+    where = ["--remote-dir", head["remote"], "--runs-dir", str(tmp_path / "back")]
+    with client(head, str(tmp_path / "tiny.yaml"), *where) as process:
+        output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert [run.status for run in list_runs(tmp_path / "back")] == ["done"]
+    token = Path(head["RAY_AUTH_TOKEN_PATH"]).read_text()
+    with open_url(head["address"], "/api/v0/actors", {"Authorization": f"Bearer {token}"}) as answer:
+        actors = json.load(answer)["data"]["result"]["result"]
+    assert len([actor for actor in actors if "Supervisor" not in actor["class_name"]]) >= 2
 
 
 @pytest.mark.slow
