@@ -38,6 +38,7 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
     },
     "value": {"explained variance": [r"value/[^/]+/explained.*"], "value": [r"value/.*"]},
     "optimiser": {"gradient norm": [r"optim/[^/]+/.*norm.*"], "learning rate": [r"optim/[^/]+/learning_rate.*"]},
+    "search": {"fitness": [r"ga/[^/]+/(best|mean|median|best_so_far)"], "all": [r"ga/.*"]},
     "flow": {"policy lag": [r"flow/policy_lag.*"], "all": [r"flow/.*"]},
     "performance": {"steps per second": [r"perf/.*steps_per_s"], "memory": [r"perf/.*memory.*"]},
 }

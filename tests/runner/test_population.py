@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from marl.io.faults import reset_faults
 from marl.io.jsonl import read_rows
 from marl.io.metrics import Row
 from marl.runner.build import resolved
-from marl.runner.load import config_from
+from marl.runner.load import config_from, load_experiment
 from marl.runner.plan import Plan, make_plan
 from marl.runner.populations import build_population
 
@@ -136,6 +137,14 @@ def test_tasks_are_as_large_whether_one_or_four_processes_play(dataflow: dict[st
     found = resolved(plan_of("gymnasium:CartPole-v1", **dataflow)).dataflow
     assert found.slots == slots  # type: ignore[union-attr]
     assert found.updates_per_dispatch == 1
+
+
+def test_the_example_of_the_guide_is_a_search(repository: Path, tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (repository / "docs/guides/populations.md").read_text(), re.DOTALL)
+    (tmp_path / "example.yaml").write_text(text)
+    plan = make_plan(load_experiment(str(tmp_path / "example.yaml")).config)
+    assert plan.population == "all"
+    assert resolved(plan).dataflow.slots == 4  # type: ignore[union-attr]
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------
