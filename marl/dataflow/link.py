@@ -142,6 +142,10 @@ class LinkClient:
         """Nobody waits for the answer of this slot any more."""
         self._open.pop(slot, None)
 
+    def sent(self, slot: int) -> list[HostArray]:
+        """What was last asked for a slot."""
+        return self.request.views(bytes(self._buffers[slot].frame))
+
     @property
     def open(self) -> list[int]:
         """The slots that wait for an answer."""

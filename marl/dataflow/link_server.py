@@ -8,7 +8,7 @@ import socket
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +44,16 @@ class Incoming(NamedTuple):
     arrays: list[HostArray]
 
 
+def tcp_keys() -> dict[str, str]:
+    """Fresh keys of a server and of those that may ask it, as plain data, for every incarnation of a server."""
+    pairs = {"server": zmq.curve_keypair(), "client": zmq.curve_keypair()}
+    return {
+        f"{who}_{part}": key.decode()
+        for who, pair in pairs.items()
+        for part, key in zip(("public", "secret"), pair, strict=True)
+    }
+
+
 def private_folder(base: Path | None = None) -> Path:
     """A fresh folder for socket files that only this user may enter."""
     return Path(tempfile.mkdtemp(prefix="marl-", dir=base))
@@ -69,6 +79,7 @@ class LinkServer:
         ipc: bool = True,
         tcp: str | None = None,
         port: int = 0,
+        keys: Mapping[str, str] | None = None,
         epoch: int | None = None,
     ) -> None:
         self.request = request
@@ -90,7 +101,7 @@ class LinkServer:
             if ipc:
                 self._bind_ipc(folder, name)
             if tcp is not None:
-                self._bind_tcp(tcp, port)
+                self._bind_tcp(tcp, port, keys or tcp_keys())
         except BaseException:
             self.close()
             raise
@@ -118,12 +129,10 @@ class LinkServer:
         self._file = path
         self.endpoints["ipc"] = Endpoint(f"ipc://{path}")
 
-    def _bind_tcp(self, host: str, port: int) -> None:
+    def _bind_tcp(self, host: str, port: int, keys: Mapping[str, str]) -> None:
         if host in ("*", "0.0.0.0", "::"):
             raise UserError(f"tcp address {host}: expected the address of one interface, which clients can reach")
-        server_public, server_secret = zmq.curve_keypair()
-        client_public, client_secret = zmq.curve_keypair()
-        self._allowed = z85.decode(client_public)
+        self._allowed = z85.decode(keys["client_public"])
         # Who asks is checked here, in `receive`, and not in a thread: ZeroMQ asks this socket (its RFC 27).
         self._zap = self._context.socket(zmq.REP)
         self._zap.setsockopt(zmq.LINGER, 0)
@@ -131,14 +140,15 @@ class LinkServer:
         self._poller.register(self._zap, zmq.POLLIN)
         router = self._router()
         router.curve_server = True
-        router.curve_publickey, router.curve_secretkey = server_public, server_secret
+        router.curve_publickey = keys["server_public"].encode()
+        router.curve_secretkey = keys["server_secret"].encode()
         router.zap_domain = _ZAP_DOMAIN
         heartbeat(router)
         self._bind(router, f"tcp://{host}:{port or '*'}")
         address = router.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(address, bytes)
         self.endpoints["tcp"] = Endpoint(
-            address.rstrip(b"\0").decode(), *(k.decode() for k in (server_public, client_public, client_secret))
+            address.rstrip(b"\0").decode(), keys["server_public"], keys["client_public"], keys["client_secret"]
         )
 
     def _bind(self, router: zmq.Socket[bytes], address: str) -> None:

@@ -93,6 +93,14 @@ class ServedForms:
         versions = np.array([request.versions[name] for name in self.learners], np.int64)
         return [versions, *(np.asarray(leaf) for leaf in jax.tree.leaves((request.memory, request.step)))]
 
+    def read_versions(self, arrays: Sequence[HostArray]) -> dict[str, int]:
+        """The versions that a request's arrays begin with."""
+        return dict(zip(self.learners, arrays[0].tolist(), strict=True))
+
+    def read_whole(self, arrays: Sequence[HostArray]) -> Request:
+        """A request of the arrays of its layout."""
+        return self.read_request(self.read_versions(arrays), arrays[1:])
+
     def read_request(self, versions: Versions, leaves: Sequence[Any]) -> Request:
         """A request of arrays; leaves: without the versions, with any number of lanes."""
         memory, step = jax.tree.unflatten(self.request_tree, leaves)
@@ -116,6 +124,7 @@ def _fields(tree: tuple[LaneMemory, TimeStep | Acted]) -> Iterator[Field]:
 class ServedClient:
     """Asks a policy server elsewhere, for all slots of an actor. For one thread.
 
+    fallback: answers here what the server cannot, because it was started anew and has only newer parameters.
     patience_s: how long nothing may come from the server while something is open.
     """
 
@@ -124,11 +133,13 @@ class ServedClient:
         endpoint: Endpoint | Mapping[str, str],
         forms: ServedForms,
         *,
+        fallback: PolicyServer | None = None,
         patience_s: float = PATIENCE_S,
         resend_s: float = RESEND_S,
         probe_s: float = PROBE_S,
     ) -> None:
-        self.forms, self.patience_s = forms, patience_s
+        self.forms, self.fallback, self.patience_s = forms, fallback, patience_s
+        self.answered_here = 0
         self.link = LinkClient(endpoint, forms.request, forms.answer, resend_s=resend_s, probe_s=probe_s)
         self._answers: list[tuple[int, Answer]] = []
 
@@ -148,7 +159,7 @@ class ServedClient:
         for reply in self.link.poll(0.0 if self._answers else timeout_s, descriptors):
             if reply.arrays is not None:
                 self._answers.append((reply.slot, self.forms.read_answer(reply.arrays)))
-            else:
+            elif not self._answer_here(reply.slot):
                 gone = gone or UnknownVersionError(reply.slot, reply.words)
         if gone is not None:
             raise gone
@@ -159,6 +170,14 @@ class ServedClient:
             )
         answers, self._answers = self._answers, []
         return answers
+
+    def _answer_here(self, slot: int) -> bool:
+        request = self.forms.read_whole(self.link.sent(slot))
+        if self.fallback is None or any(v not in self.fallback.held(name) for name, v in request.versions.items()):
+            return False
+        self._answers.append((slot, self.fallback.act([request])[0]))
+        self.answered_here += 1
+        return True
 
     def connect(self, endpoint: Endpoint | Mapping[str, str]) -> None:
         """Ask this server from now on, also for what is open."""
@@ -261,7 +280,7 @@ class InferenceLoop:
             known = self._waiting.get(key)
             if known is not None and known.request.number > request.number:
                 continue
-            numbers = dict(zip(self.forms.learners, request.arrays[0].tolist(), strict=True))
+            numbers = self.forms.read_versions(request.arrays)
             again = known is not None and known.request.number == request.number
             since = known.since_s if known is not None and again else time.monotonic()
             self._waiting[key] = _Waiting(request, numbers, since)

@@ -31,7 +31,7 @@ from marl.dataflow.link_frames import (
     read_header,
     small_frame,
 )
-from marl.dataflow.link_server import LinkServer, private_folder
+from marl.dataflow.link_server import LinkServer, private_folder, tcp_keys
 
 ASK = Layout.of([Field(("obs",), "float32", (2, 3)), Field(("first",), "bool", (2,)), Field(("n",), "int64", ())])
 TELL = Layout.of([Field(("action",), "int32", (2,))])
@@ -178,10 +178,12 @@ def test_an_unanswered_request_is_sent_again_and_its_second_answer_ignored(made:
     assert client.ignored >= 1
 
 
-def test_what_was_open_when_a_server_died_is_answered_by_the_next(made: Any, tmp_path: Path) -> None:
-    folder = private_folder()
-    first = LinkServer(ASK, TELL, folder=folder, epoch=7)
-    client = made(LinkClient(first.endpoints["ipc"], ASK, TELL, resend_s=3600.0, probe_s=0.02))
+@pytest.mark.parametrize("wire", ["ipc", "tcp"])
+def test_what_was_open_when_a_server_died_is_answered_by_the_one_in_its_place(made: Any, wire: str) -> None:
+    folder, keys = private_folder(), tcp_keys()
+    first = LinkServer(ASK, TELL, folder=folder, epoch=7, tcp="127.0.0.1", keys=keys)
+    port = int(first.endpoints["tcp"].address.rsplit(":", 1)[1])
+    client = made(LinkClient(first.endpoints[wire], ASK, TELL, resend_s=3600.0, probe_s=0.02))
     client.send(1, question(1))
     assert len(serve(first, client)) == 1
     assert client.epoch == 7
@@ -194,7 +196,7 @@ def test_what_was_open_when_a_server_died_is_answered_by_the_next(made: Any, tmp
         taken += len(first.receive(0.01))
     assert taken == 2
     first.close()  # two requests go with it
-    second = made(LinkServer(ASK, TELL, folder=folder, epoch=8))
+    second = made(LinkServer(ASK, TELL, folder=folder, epoch=8, tcp="127.0.0.1", port=port, keys=keys))
     got = {reply.slot: int(reply.arrays[0][0]) for reply in serve(second, client, wanted=2)}
     assert got == {1: 2, 2: 4}
     assert client.epoch == 8

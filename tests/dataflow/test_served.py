@@ -146,6 +146,18 @@ def test_a_version_that_is_gone_or_never_comes_is_unknown(made: Any) -> None:
     assert asking.link.open == []
 
 
+def test_what_the_server_has_no_parameters_for_is_answered_here(made: Any) -> None:
+    served = made(loop())
+    asking = made(client(served, fallback=server()))
+    served.unload("a", keep={1})
+    served.step(0.0)
+    asking.ask([(0, request(0, version=0)), (1, request(1, version=1))])
+    answers = talk(served, asking, wanted=2)
+    for slot in (0, 1):
+        assert_same(answers[slot], server().act([request(slot, version=slot)])[0])
+    assert asking.answered_here == 1
+
+
 def test_what_a_dead_server_took_is_answered_by_the_next_and_two_actors_do_not_mix(made: Any) -> None:
     folder = private_folder()
     first = loop(folder=folder)
