@@ -6,12 +6,14 @@ keeps goes in and out as plain arrays, as nothing that was read from disk is eve
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import json
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
-from marl.core.errors import MarlError, RunError, UserError
+from marl.core.errors import RunError, UserError, WorldError
 from marl.core.registry import find_in_current_folder
 from marl.core.roles import RoleSpec
 from marl.core.spaces import Box, Space
@@ -35,11 +37,22 @@ from marl.interop.rllib_learner import (
     restore_learner,
     updates,
 )
-from marl.interop.rllib_world import Counter, Moved, Named, agent_name, flat, flat_size, open_world
+from marl.interop.rllib_world import (
+    Counter,
+    Faults,
+    GuardedWorld,
+    Moved,
+    Named,
+    NamedWorld,
+    agent_name,
+    flat,
+    flat_size,
+    open_world,
+)
 from marl.interop.spaces import to_gymnasium
 
 COUNTS = "marl"  # where a runner's counts lie among RLlib's metrics
-PATIENCE_S = 60.0  # how long an asynchronous run may deliver nothing before a dispatch ends without a step
+PATIENCE_S = 600.0  # how long RLlib may deliver no env step before the run has failed
 MAX_SEED = 2**31 - 1
 Tree = Any
 
@@ -49,7 +62,7 @@ class RllibEnv(MultiAgentEnv):  # type: ignore[misc] # untyped base
 
     world: `pettingzoo:...`, `gymnasium:...`, or `package.module:Class` of a world in JAX.  options: its options.
     flat: show observations as one vector of floats and take Box actions as one, as the learners here do.  render: it
-    can be drawn.
+    can be drawn.  faults: the fields of `rllib_world.Faults`, None: errors of the world are RLlib's to handle.
 
     Agents are named `<role>_<index>`; those that act next are in the observations, with those that have just ended; in
     worlds of turns that is one agent. `agents` are those that a step is about. `infos[agent]` has the world's numbers
@@ -64,12 +77,17 @@ class RllibEnv(MultiAgentEnv):  # type: ignore[misc] # untyped base
     def __init__(self, config: Mapping[str, Any]) -> None:
         if getattr(config, "worker_index", 0):
             _compute_on_the_cpu()
-        known = {"world", "options", "flat", "render"}
+        known = {"world", "options", "flat", "render", "faults"}
         for key in config:
             if key not in known:
                 raise UserError(f"unknown key '{key}' in env_config; expected {', '.join(sorted(known))}")
         find_in_current_folder()
-        self.world = open_world(config["world"], config.get("options", {}), render=bool(config.get("render")))
+        name, options, faults = config["world"], config.get("options", {}), config.get("faults")
+        self.world: NamedWorld = (
+            GuardedWorld(name, options, Faults(**faults))
+            if faults
+            else open_world(name, options, render=bool(config.get("render")))
+        )
         self.render_mode = "rgb_array" if config.get("render") else None
         self.counter = Counter(self.world.roles)
         self._flat = bool(config.get("flat"))
@@ -121,7 +139,8 @@ class RllibEnv(MultiAgentEnv):  # type: ignore[misc] # untyped base
 
     def render(self) -> NDArray[np.uint8]:
         """The present picture, uint8 `[H, W, 3]`."""
-        return self.world.render()
+        picture: NDArray[np.uint8] = self.world.render()
+        return picture
 
     def close(self) -> None:
         """Close the world."""
@@ -173,13 +192,19 @@ def algorithm_config(training: Training) -> Any:
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
     options, ppo = training.options, training.algorithm == "PPO"
-    env_config = {"world": training.world, "options": dict(training.world_options), "flat": True}
+    env_config = {
+        "world": training.world,
+        "options": dict(training.world_options),
+        "flat": True,
+        "faults": dataclasses.asdict(training.faults),
+    }
     config = PPOConfig() if ppo else IMPALAConfig()
     config.environment(RllibEnv, env_config=env_config, disable_env_checking=True)
     config.env_runners(
         num_env_runners=training.num_env_runners,
         num_envs_per_env_runner=training.envs_per_runner,
         rollout_fragment_length="auto" if ppo else options["rollout"],
+        sample_timeout_s=PATIENCE_S,  # what comes later is thrown away
     )
     config.multi_agent(
         policies=set(training.modules.values()),
@@ -234,29 +259,32 @@ class RllibTrainer:
     def __init__(self, training: Training) -> None:
         import torch
 
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        _hush()
         torch.set_num_threads(1)  # more wait for each other at every small operation
+        self.training = training
         self.modules = sorted(set(training.modules.values()))
+        self._told = 0  # characters of the report of faults
         with quiet():
             try:
                 config = algorithm_config(training)
                 config.validate()
             except (ValueError, KeyError) as error:
                 raise UserError(f"RLlib refuses these options: {_first_line(error)}") from error
-            with _our_errors("cannot start"):
-                self.algorithm = config.build_algo()
+        self.algorithm = self._guarded("cannot start", config.build_algo)
+        _hush()  # it sets a level of its own
 
     def train(self) -> Iteration:
         """One iteration of RLlib's.
 
-        Raises: RunError, or the world's own error, if a runner fails.
+        Raises: RunError, or the world's own error, if a runner fails or nothing comes.
         """
         began, version = time.monotonic(), self.updates()
         while True:
-            with quiet(), _our_errors("failed"):
-                result = self.algorithm.train()
+            result = self._guarded("failed", self.algorithm.train)
             counts = {name: float(value) for name, value in part(result, "env_runners", COUNTS).items()}
-            if counts or time.monotonic() - began > PATIENCE_S:
+            if not counts and time.monotonic() - began > PATIENCE_S:
+                raise RunError(f"RLlib's env runners delivered no env step in {PATIENCE_S:.0f} s")
+            if counts:
                 acted = part(result, "env_runners").get("weights_seq_no")
                 return Iteration(
                     counts,
@@ -285,15 +313,36 @@ class RllibTrainer:
         Raises: CheckpointError if it is of other networks.
         """
         restore_learner(self._learner(), stored)
-        with quiet(), _our_errors("failed"):
-            self.algorithm.env_runner_group.sync_weights(
-                from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
-            )
+        group = self.algorithm.learner_group
+        sync = functools.partial(self.algorithm.env_runner_group.sync_weights, group, inference_only=True)
+        self._guarded("failed", sync)
 
     def close(self) -> None:
         """End the env runners."""
         with quiet():
             self.algorithm.stop()
+
+    def faults(self) -> list[dict[str, Any]]:
+        """`text` and `fatal` of what went wrong in worlds since the last call."""
+        try:
+            with open(self.training.faults.report, encoding="utf-8") as file:
+                file.seek(self._told)
+                lines = file.readlines()
+                self._told = file.tell()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines]
+
+    def _guarded(self, what: str, call: Callable[[], Any]) -> Any:
+        """What a call of RLlib's gives; what goes wrong in it is one of our errors, in one line."""
+        try:
+            with quiet():
+                return call()
+        except (ray.exceptions.RayError, RuntimeError, OSError) as error:
+            for fault in self.faults():
+                if fault["fatal"]:
+                    raise WorldError(fault["text"]) from error
+            raise RunError(f"RLlib {what}: {_first_line(_cause(error))}") from error
 
     def _learner(self) -> Any:
         """The learner, at rest: an asynchronous one has learned from all that it was given."""
@@ -312,23 +361,16 @@ def quiet() -> warnings.catch_warnings[None]:
     return warnings.catch_warnings(action="ignore")
 
 
-class _our_errors:  # noqa: N801 # used as a function
-    """What goes wrong in RLlib's processes as one of our errors, in one line."""
+def _hush() -> None:
+    """What fails is raised here, in one line."""
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
-    def __init__(self, what: str) -> None:
-        self.what = what
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ray.exceptions.RayTaskError):
-            cause: BaseException | None = error.cause
-            if isinstance(cause, MarlError):
-                raise type(cause)(*cause.args) from None
-            raise RunError(f"an env runner of RLlib's {self.what}: {_first_line(cause or error)}") from error
-        if isinstance(error, ray.exceptions.RayError):
-            raise RunError(f"RLlib {self.what}: {_first_line(error)}") from error
+def _cause(error: BaseException) -> BaseException:
+    """What an error in another process, or one without a message, came from."""
+    cause = getattr(error, "cause", None) or (error.__cause__ if not str(error) else None)
+    return error if cause is None else cause
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marl.core.errors import CheckpointError
+from marl.interop.rllib_world import Faults
 
 Tree = Any
 
@@ -37,6 +38,7 @@ class Training:
     world: str
     world_options: Mapping[str, Any]
     modules: Mapping[str, str]
+    faults: Faults
     num_env_runners: int
     envs_per_runner: int
     seed: int

@@ -6,13 +6,16 @@ A JAX world comes through `marl.interop.pettingzoo`, one in Python through `marl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from marl.core.errors import WorldError
 from marl.core.host_rows import RowBlock, RowSpec
 from marl.core.registry import import_target
 from marl.core.roles import RoleSpec
@@ -21,12 +24,14 @@ from marl.interop.worlds import is_host_world, make_world
 
 Named = dict[str, Any]  # by agent
 MASK = "action_mask"
+RESET_ATTEMPTS = 3
 
 
 @dataclasses.dataclass
 class Moved:
     """What a step leads to. obs: of the agents that act next, and of those that have just ended.  reward, terminated,
-    truncated: of all that were there.  info: the world's own numbers.  last: whether the episode is over."""
+    truncated: of all that were there.  info: the world's own numbers.  last: whether the episode is over, with
+    fault because the world failed at this step, so that the row before was the last."""
 
     obs: Named
     reward: dict[str, float]
@@ -35,6 +40,7 @@ class Moved:
     masks: Named
     info: dict[str, float]
     last: bool
+    fault: bool = False
 
 
 class NamedWorld(Protocol):
@@ -42,7 +48,9 @@ class NamedWorld(Protocol):
 
     roles: tuple[RoleSpec, ...]
     masked: frozenset[str]
-    living: list[str]
+
+    @property
+    def living(self) -> list[str]: ...
 
     def reset(self, seed: int) -> tuple[Named, Named]:
         """The observations of those that act first, and their action masks."""
@@ -178,6 +186,85 @@ def _element(space: ObservationSpace, by_agent: Any, index: int) -> Any:
     return np.array(by_agent[index])
 
 
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Faults:
+    """What a copy of a world may do wrong before the run stops: a `share` of its episodes once `grace` faults are used
+    up. report: a file that gets a line of JSON for each, as there is no other way out of an env runner."""
+
+    share: float
+    grace: int
+    report: str
+
+    def note(self, text: str, fatal: bool) -> None:
+        """Write a fault down."""
+        with open(self.report, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"text": text, "fatal": fatal}) + "\n")
+
+
+class GuardedWorld:
+    """A world whose faults stay in it: an episode whose world fails is cut at its last good row, and the copy is made
+    anew.
+
+    Raises: WorldError from `reset` and `step` once there are too many faults.
+    """
+
+    def __init__(self, world: str, options: Mapping[str, Any], faults: Faults) -> None:
+        self.name, self.options, self.faults = world, options, faults
+        self.world = open_world(world, options)
+        self.roles, self.masked = self.world.roles, self.world.masked
+        self._seen: Named = {}
+        self._count = self._episodes = self._length = 0
+
+    @property
+    def living(self) -> list[str]:
+        return self.world.living
+
+    def reset(self, seed: int) -> tuple[Named, Named]:
+        self._episodes, self._length = self._episodes + 1, 0
+        for attempt in range(RESET_ATTEMPTS):
+            try:
+                obs, masks = self.world.reset(seed + attempt)
+                break
+            except Exception as error:  # foreign code
+                self._failed("reset", error, fatal=attempt + 1 == RESET_ATTEMPTS)
+        self._seen = dict(obs)
+        return obs, masks
+
+    def step(self, actions: Mapping[str, Any]) -> Moved:
+        living = self.world.living
+        try:
+            moved = self.world.step(actions)
+        except Exception as error:  # foreign code
+            self._failed(f"step {self._length}", error)
+            no, yes = dict.fromkeys(living, False), dict.fromkeys(living, True)
+            cut = {agent: self._seen[agent] for agent in living if agent in self._seen}
+            return Moved(cut, dict.fromkeys(living, 0.0), no, yes, {}, {}, last=True, fault=True)
+        self._length += 1
+        self._seen.update(moved.obs)
+        return moved
+
+    def _failed(self, where: str, error: Exception, fatal: bool = False) -> None:
+        self._count += 1
+        fatal = fatal or (self._count > self.faults.grace and self._count > self.faults.share * self._episodes)
+        line = next((line for line in str(error).splitlines() if line.strip()), "no message")
+        text = f"world {self.name}: {where}: {type(error).__name__}: {line}"
+        self.faults.note(text, fatal)
+        if fatal:
+            raise WorldError(text) from error
+        with contextlib.suppress(Exception):  # it is broken
+            self.world.close()
+        self.world = open_world(self.name, self.options)
+
+    def render(self) -> NDArray[np.uint8]:
+        return self.world.render()
+
+    def close(self) -> None:
+        self.world.close()
+
+
 # ---- one flat vector -------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +320,12 @@ class Counter:
 
     def add(self, moved: Moved, living: int) -> None:
         """A step of `living` agents."""
+        if not moved.fault:
+            self._step(moved, living)
+        if moved.last:
+            self._end()
+
+    def _step(self, moved: Moved, living: int) -> None:
         self._count("env_steps", 1)
         self._count("agent_steps", living)
         self._length += 1
@@ -241,13 +334,14 @@ class Counter:
             self._returns[role] += reward / self._sizes[role]
         for name, value in moved.info.items():
             self._info[name] = self._info.get(name, 0.0) + value
-        if moved.last:
-            self._count("episodes", 1)
-            self._count("length", self._length)
-            for role, total in self._returns.items():
-                self._count(f"return/{role}", total)
-            for name, total in self._info.items():
-                self._count(f"info/{name}", total)
+
+    def _end(self) -> None:
+        self._count("episodes", 1)
+        self._count("length", self._length)
+        for role, total in self._returns.items():
+            self._count(f"return/{role}", total)
+        for name, total in self._info.items():
+            self._count(f"info/{name}", total)
 
     def _count(self, name: str, amount: float) -> None:
         self._totals[name] = self._totals.get(name, 0.0) + amount

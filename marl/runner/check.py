@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,6 +165,8 @@ def _algorithm(target: str, overrides: Sequence[str]) -> int:
         _, result = run.dispatch(run.init(), [0])  # type: ignore[arg-type]
         say(f"one generation: {int(result.episodes[0])} episodes, {int(result.env_steps[0])} env steps")
         params = run.published(run, 0)  # type: ignore[arg-type]
+    elif hasattr(policy, "trained_by"):
+        params = _trained_by_rllib(plan)
     elif plan.learners:
         fused = Fused(
             plan.jax_env,
@@ -192,13 +195,29 @@ def _algorithm(target: str, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _trained_by_rllib(plan: Any) -> dict[str, Any]:
+    """What one iteration of RLlib's leads to."""
+    from marl.runner.build import resolved
+    from marl.runner.rllib import build_rllib
+
+    run: Any = build_rllib(resolved(plan), plan)
+    with contextlib.closing(run):
+        _, result = run.dispatch(run.init(), [0])
+        say(f"one iteration of RLlib's: {int(result.env_steps[0])} env steps, {len(result.metrics['all'])} metrics")
+        params: dict[str, Any] = run.published(run, 0)
+    return params
+
+
 def _trial(world: str, algorithm: str, overrides: Sequence[str]) -> ExperimentConfig:
+    agent: dict[str, Any] = {"algorithm": algorithm}
+    if algorithm.startswith("rllib/"):
+        agent["train_batch_size"] = 256  # env steps, of processes
     data = {
         "name": "check",
         "env": {"id": world},
-        "agents": {"all": {"algorithm": algorithm}},
+        "agents": {"all": agent},
         "stop": {"env_steps": 1},
-        "dataflow": {"num_envs": TRIAL_LANES},
+        "dataflow": {"num_env_runners": 1} if algorithm.startswith("rllib/") else {"num_envs": TRIAL_LANES},
     }
     return config_from(data, overrides)
 

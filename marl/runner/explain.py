@@ -134,6 +134,9 @@ def _sentence(items: list[Any], path: Path, model: type[BaseModel], data: Any) -
     item = items[0]
     names, descriptions = _fields(model, path[:-1])
     if item["type"] == "extra_forbidden":
+        kind = next((piece for piece in item["loc"] if piece not in path), None)  # the tag of a union
+        if kind is not None and path[-1] in names:
+            return f"unknown key of kind {kind}; another kind has it"
         return f"unknown key; {expected_one(str(path[-1]), names)}"
     if item["type"] == "missing":
         for key in path[:-1]:

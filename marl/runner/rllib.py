@@ -5,9 +5,12 @@ Ray and torch are imported when the run starts (`marl.interop.rllib`), not befor
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +60,7 @@ class RllibRun:
         self.devices = jax.devices("cpu")[:1]
         self.trainers: list[RllibTrainer] = []
         self._session: Session | None = None
+        self._folder: Path | None = None
         self._events: list[tuple[int, str, str]] = []
         self._metrics: list[dict[str, dict[str, float]]] = [{name: {} for name in policies} for _ in trainings]
         self._info: dict[str, None] = {}  # the names seen so far, in order
@@ -71,8 +75,10 @@ class RllibRun:
             signal.signal(signal.SIGTERM, handler)  # Ray takes it; a run is to save a checkpoint
         from marl.interop.rllib import RllibTrainer  # Ray reads its environment when it is imported
 
+        self._folder = Path(tempfile.mkdtemp(prefix="marl-rllib-"))
         for training in self.trainings:
-            self.trainers.append(RllibTrainer(training))
+            faults = dataclasses.replace(training.faults, report=str(self._folder / f"{training.seed}.jsonl"))
+            self.trainers.append(RllibTrainer(dataclasses.replace(training, faults=faults)))
         return self
 
     def dispatch(self, state: RllibRun, env_steps: Sequence[int]) -> tuple[RllibRun, DispatchResult]:
@@ -93,6 +99,8 @@ class RllibRun:
                 }
                 seen.append(told.lag)
                 self._note(index, told.metrics)
+            words = [fault["text"] for fault in trainer.faults()]
+            self._events.extend((self.seeds[index], "world fault", text) for text in words)
             counted.append(totals)
             updates.append(trainer.updates() - before)
             lags.append(sum(seen) / len(seen))
@@ -196,6 +204,8 @@ class RllibRun:
             trainer.close()
         if self._session is not None:
             self._session.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _stacked(networks: Sequence[Sequence[Mapping[str, NDArray[np.float32]]]]) -> Tree:
@@ -272,7 +282,7 @@ def _masked(plan: Plan) -> set[str]:
 def build_rllib(config: ExperimentConfig, plan: Plan) -> RllibRun:
     """RLlib's run of a resolved config. Nothing starts before `init`. Raises: ConfigError as `check_trained_by`."""
     from marl.interop.rllib_learner import Training
-    from marl.interop.rllib_world import agent_name
+    from marl.interop.rllib_world import Faults, agent_name
 
     check_trained_by(config, plan)
     dataflow = config.dataflow
@@ -296,6 +306,7 @@ def build_rllib(config: ExperimentConfig, plan: Plan) -> RllibRun:
             world=world["world"],
             world_options=world["options"],
             modules=modules,
+            faults=Faults(dataflow.world_faults.share, dataflow.world_faults.grace, ""),
             num_env_runners=dataflow.num_env_runners,
             envs_per_runner=dataflow.envs_per_runner,
             seed=seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from marl.agents.networks.observations import flatten
 from marl.agents.rllib.config import RllibIMPALAConfig, RllibPPOConfig
 from marl.agents.rllib.policy import RllibPolicy, RllibPPO
-from marl.core.errors import UserError
+from marl.core.errors import UserError, WorldError
 from marl.core.roles import RoleSpec
 from marl.core.spaces import Box, Dict, Discrete, MultiDiscrete, Space
 from marl.dataflow import ray_session
@@ -277,3 +278,54 @@ def test_our_defaults_are_rllibs(rllib: Any) -> None:
             assert getattr(ours, mine) == getattr(theirs, its), mine
         assert ours.shared_value == theirs.model_config.get("vf_share_layers", True)
         assert list(ours.hidden_sizes) == theirs.model_config.get("fcnet_hiddens", [256, 256])
+
+
+BRITTLE = '''
+import gymnasium
+import numpy as np
+
+
+class Brittle(gymnasium.Env):
+    """Fails at its second step in every other episode of the process."""
+
+    observation_space = gymnasium.spaces.Box(0, 9, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    made = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        Brittle.made += 1
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        if self.t == 2 and Brittle.made % 2:
+            raise ValueError("it broke\\nbadly")
+        return np.full(1, self.t, np.float32), 1.0, self.t == 3, False, {}
+'''
+
+
+def test_a_world_that_fails_is_cut_made_anew_and_given_up_in_the_end(rllib: Any, tmp_path: Path) -> None:
+    (tmp_path / "brittle.py").write_text(BRITTLE)
+    report = tmp_path / "faults.jsonl"
+    world = f"gymnasium:{tmp_path / 'brittle.py'}"
+    env = rllib.RllibEnv({"world": world, "faults": {"share": 0.0, "grace": 1, "report": str(report)}})
+    ends = []
+
+    def play() -> None:
+        while True:
+            env.reset(seed=0)
+            over = False
+            while not over:
+                obs, reward, terminated, truncated, _ = env.step({"agent_0": 0})
+                over = terminated["__all__"] or truncated["__all__"]
+            ends.append((float(obs["agent_0"][0]), reward["agent_0"], terminated["__all__"]))
+
+    with pytest.raises(WorldError, match=r"brittle\.py: step 1: ValueError: it broke$"):
+        play()
+    assert sorted(set(ends)) == [(1.0, 0.0, False), (3.0, 1.0, True)]  # the last good row; the end
+    counted = env.counter.take()
+    assert counted["length"] == counted["return/agent"] == sum(row for row, _, _ in ends)
+    told = [json.loads(line) for line in report.read_text().splitlines()]
+    assert [fault["fatal"] for fault in told] == [False, True]
