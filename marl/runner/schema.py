@@ -255,7 +255,8 @@ class RllibConfig(FrozenConfig):
     """RLlib's own dataflow on this machine, for its own algorithms (`rllib/PPO`, `rllib/IMPALA`).
 
     num_env_runners: processes that step worlds and act; 0: this one.  envs_per_runner: copies of the world in each.
-    updates_per_dispatch: how many of RLlib's iterations make a row of metrics.  world_faults: in evaluations only.
+    updates_per_dispatch: how many of RLlib's iterations make a row of metrics.  world_faults: of each copy of a world
+    (`timeout` in evaluations only).
     """
 
     kind: Literal["rllib"] = "rllib"
