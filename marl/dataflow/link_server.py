@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import stat
@@ -59,6 +60,42 @@ def private_folder(base: Path | None = None) -> Path:
     return Path(tempfile.mkdtemp(prefix="marl-", dir=base))
 
 
+class _OwnFolder:
+    """A private folder that goes with its process: at `close`, or, where the process was killed, when another server
+    starts on the machine. Who lives holds a lock on a file in it."""
+
+    PREFIX = "marl-link-"
+
+    def __init__(self) -> None:
+        self._remove_abandoned()
+        self.path = Path(tempfile.mkdtemp(prefix=self.PREFIX))
+        self._lock = os.open(self.path / "new", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.rename(self.path / "new", self.path / "lock")
+
+    @classmethod
+    def _remove_abandoned(cls) -> None:
+        for folder in Path(tempfile.gettempdir()).glob(f"{cls.PREFIX}*"):
+            with contextlib.suppress(OSError):  # somebody else's, in use, or just gone
+                lock = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    cls._remove(folder)
+                finally:
+                    os.close(lock)
+
+    @staticmethod
+    def _remove(folder: Path) -> None:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._remove(self.path)
+        os.close(self._lock)
+
+
 class LinkServer:
     """Binds, and hands out what was asked for. For one thread, except `wake`.
 
@@ -91,7 +128,7 @@ class LinkServer:
         self._poller = zmq.Poller()
         self._wires: list[zmq.Socket[bytes]] = []
         self._zap: zmq.Socket[bytes] | None = None
-        self._own_folder: Path | None = None
+        self._own_folder: _OwnFolder | None = None
         self._file: Path | None = None
         self._awake, self._waker = socket.socketpair()
         for end in (self._awake, self._waker):
@@ -113,7 +150,8 @@ class LinkServer:
 
     def _bind_ipc(self, folder: Path | None, name: str) -> None:
         if folder is None:
-            folder = self._own_folder = private_folder()
+            self._own_folder = _OwnFolder()
+            folder = self._own_folder.path
         else:
             about = folder.stat()
             if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o077:
@@ -250,6 +288,7 @@ class LinkServer:
         self._waker.close()
         if self._file is not None:
             self._file.unlink(missing_ok=True)
+            self._file = None
         if self._own_folder is not None:
-            with contextlib.suppress(OSError):
-                self._own_folder.rmdir()
+            self._own_folder.close()
+            self._own_folder = None

@@ -77,20 +77,22 @@ class ActorJob:
 
 
 class ActorShell:
-    """An actor in a process of its own.
-
-    Raises: RunError if the process runs other code than the driver; WorldError if the worlds cannot be made.
-    """
+    """An actor in a process of its own. Nothing is made before `start`, whose errors the driver sees as they are."""
 
     def __init__(self, blueprint: Blueprint, job: ActorJob) -> None:
-        blueprint.check(job.identity)
-        self.parts, self.job = blueprint.make(), job
+        self.blueprint, self.job = blueprint, job
+
+    def _make(self) -> None:
+        job = self.job
+        self.blueprint.check(job.identity)
+        self.parts = self.blueprint.make()
         self.server = PolicyServer(self.parts.policies, self.parts.all_fixed)
         self.client: Any = None
         if job.serve is not None:
             from marl.dataflow.served import ServedClient
 
-            self.client = ServedClient(nearest(job.serve), forms_of(self.parts, job.num_envs // job.total_slots))
+            forms = forms_of(self.parts, job.num_envs // job.total_slots)
+            self.client = ServedClient(nearest(job.serve), forms, fallback=self.server)
         self.flow = FlowMeter()
         self._full: list[dict[str, Chunk]] = []  # rollouts of this call, by learner
         self.core = ActorCore(
@@ -114,10 +116,17 @@ class ActorShell:
         )
 
     def start(self, version: int, weights: Arena) -> dict[str, Any]:
-        """Begin the first episodes. Returns what process this is."""
+        """Begin the first episodes. Returns what process this is.
+
+        Raises: RunError if the process runs other code than the driver; WorldError if the worlds cannot be made.
+        """
+        self._make()
         self._load(version, weights)
         self.core.start(self._params(version))
         return about()
+
+    def ping(self) -> None:
+        """Answered by whoever is there."""
 
     def _load(self, version: int, arena: Arena | None) -> None:
         if arena is None:
@@ -141,7 +150,7 @@ class ActorShell:
         full, self._full = self._full, []
         full.sort(key=lambda chunks: min(chunk.slot for chunk in chunks.values()))
         arenas = [pack([chunks[name].snapshot() for chunks in full], name) for name in self.parts.learners]
-        return self._report(), *arenas
+        return self._report(full), *arenas
 
     def gradient(self, ticket: Ticket, version: int, weights: Arena | None) -> tuple[Any, ...]:
         """A rollout of one slot and the gradient of every learner on it, taken here.
@@ -150,7 +159,8 @@ class ActorShell:
         """
         self._load(version, weights)
         self._play([ticket], version)
-        (chunks,), self._full = self._full, []
+        full, self._full = self._full, []
+        (chunks,) = full
         grads, metrics, steps = [], {}, 0
         params = self._params(version)
         for name, chunk in chunks.items():
@@ -161,7 +171,7 @@ class ActorShell:
             grads.append(pack(jax.device_get(found), f"the gradient of '{name}'"))
             metrics[name] = {tag: float(value) for tag, value in said.items()}
             steps = chunk.env_steps
-        return {**self._report(), "metrics": metrics, "env_steps": steps}, *grads
+        return {**self._report(full), "metrics": metrics, "env_steps": steps}, *grads
 
     def _play(self, tickets: Sequence[Ticket], version: int) -> None:
         by_index = {slot.index: slot for slot in self.core.slots}
@@ -174,10 +184,11 @@ class ActorShell:
                 self.core.wait()
                 self.flow.add_time("waiting", time.perf_counter() - started)
 
-    def _report(self) -> dict[str, Any]:
+    def _report(self, full: Sequence[Mapping[str, Chunk]]) -> dict[str, Any]:
         counts, self.core.counts = self.core.counts, []
         events, self.core.events = self.core.events, []
-        return {"counts": _plain(add_counts(counts)), "flow": self.flow.take(), "events": events}
+        frames = {chunk.ticket: chunk.env_steps for chunks in full for chunk in chunks.values()}
+        return {"counts": _plain(add_counts(counts)), "flow": self.flow.take(), "events": events, "frames": frames}
 
     def snapshot(self) -> Arena:
         """Every slot between two calls: open episodes, recurrent states, keys."""
@@ -202,32 +213,37 @@ class ActorShell:
 
 
 class ServerShell:
-    """A policy server in a process of its own.
+    """A policy server in a process of its own. Nothing is made before `start`.
 
     folder: for its socket, so that a server that takes this one's place is found where this one was; a fresh one if
     None.  tcp: address that clients on other nodes reach this node at; None: there are none.
-    Raises: RunError if the process runs other code than the driver; ConfigError for worlds in JAX.
     """
 
     def __init__(
         self, blueprint: Blueprint, identity: str, lanes: int, together: bool, folder: str | None, tcp: str | None
     ) -> None:
+        self.blueprint, self.identity = blueprint, identity
+        self.lanes, self.together, self.folder, self.tcp = lanes, together, folder, tcp
+        self._keep = 1
+
+    def _make(self) -> None:
         from marl.dataflow.link_server import LinkServer
         from marl.dataflow.served import InferenceLoop
 
-        blueprint.check(identity)
-        self.parts = blueprint.make()
-        forms = forms_of(self.parts, lanes)
-        server = PolicyServer(self.parts.policies, self.parts.all_fixed, together=together)
-        link = LinkServer(forms.request, forms.answer, folder=Path(folder) if folder else None, tcp=tcp)
-        self.loop = InferenceLoop(server, link, forms)
-        self._keep = 1
+        self.blueprint.check(self.identity)
+        self.parts = self.blueprint.make()
+        forms = forms_of(self.parts, self.lanes)
+        server = PolicyServer(self.parts.policies, self.parts.all_fixed, together=self.together)
+        folder = Path(self.folder) if self.folder else None
+        self.loop = InferenceLoop(server, LinkServer(forms.request, forms.answer, folder=folder, tcp=self.tcp), forms)
 
     def start(self, version: int, weights: Arena, requests: int, keep: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Compile and answer from now on. requests: most at a time.  keep: versions that slots may act with at a time.
 
         Returns: what process this is, and what clients need to reach it.
+        Raises: RunError if the process runs other code than the driver; ConfigError for worlds in JAX.
         """
+        self._make()
         self._keep = keep
         self.load(version, weights)
         self.loop.warm_up(requests)
@@ -243,6 +259,9 @@ class ServerShell:
     def counters(self) -> dict[str, float]:
         """What was done so far."""
         return self.loop.counters()
+
+    def close(self) -> None:
+        self.loop.close()
 
 
 def nearest(endpoints: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
@@ -278,16 +297,21 @@ class LearnerJob:
 
 class LearnerShell:
     """Buffers and learners in a process of their own. `version` counts publications and never goes back: one that
-    replaces another begins at the next.
-
-    Raises: RunError if the process runs other code than the driver.
+    replaces another begins at the next. Nothing is made before `start`.
     """
 
     def __init__(self, blueprint: Blueprint, job: LearnerJob) -> None:
+        self.blueprint, self.job = blueprint, job
+        self.flow = FlowMeter()
+        self.version = 0
+        self._made = False
+        self._bad: Arena | None = None  # chunks of the first update that was not finite
+
+    def _make(self) -> None:
+        self._made, blueprint, job = True, self.blueprint, self.job
         blueprint.check(job.identity)
         ranks = None if job.ranks is None else job.ranks.join(blueprint, job.identity)
         self.parts: Parts = blueprint.make()
-        self.flow = FlowMeter()
 
         def make(name: str, algorithm: Any) -> Any:
             on_axis = partial(self.parts.on_axis, name)
@@ -306,24 +330,29 @@ class LearnerShell:
             seed=job.seed,
             make_learner=make,
         )
-        self.version = 0
 
-    def start(self, version: int, stored: Arena | None) -> tuple[dict[str, Any], Arena]:
+    def start(self, version: int, stored: Arena | None, slower: float = 1.0) -> tuple[dict[str, Any], Arena]:
         """Fresh learners, or those of a snapshot; their parameters are published as `version`.
 
-        Raises: CheckpointError if it is of another run.
+        slower: multiplies learning rates; `slower` of what is returned says whether there were any.
+        Raises: RunError if the process runs other code than the driver; CheckpointError if the snapshot is of another
+        run.
         """
+        if not self._made:
+            self._make()
         self.trainer.start()
         if stored is not None:
             self.trainer.restore(own_memory(unpack(stored)))
+        slowed = slower != 1.0 and self.trainer.slow_down(slower)
         self.version = version
-        return about(), pack_weights(self.trainer.published())
+        return {**about(), "slower": slowed}, pack_weights(self.trainer.published())
 
     def offer(self, goal: int, *arenas: Arena) -> tuple[dict[str, Any], Arena | None]:
         """Take chunks, learn while a batch is there and the version is below `goal`.
 
-        arenas: one a learner, in their order, or none.  Returns: a report (`version`, `accepted` ticket numbers,
-        `rejected` ones with the reason, `flow`), and the weights if there is a new version.
+        arenas: one a learner, in their order, or none.
+        Returns: a report (`version`, `accepted` ticket numbers, `rejected` ones with the reason, what was `damaged`,
+        how many updates were `skipped` in a row), and the weights if there is a new version.
         """
         accepted: list[int] = []
         rejected: list[tuple[int, str]] = []
@@ -342,12 +371,16 @@ class LearnerShell:
         before = self.version
         while self.version < goal and self.trainer.prepare(self.version):
             started = time.perf_counter()
+            chunks = self.trainer.all_next_chunks
             self.trainer.learn(self.version)
             self.trainer.finish()
             self.version += 1
             weights = self.trainer.published()
             self.flow.add_time("learner", time.perf_counter() - started)
+            if self.trainer.skipped == 1:
+                self._bad = pack([chunk.snapshot() for chunk in chunks], "a batch")
         report = {"version": self.version, "accepted": accepted, "rejected": rejected, "damaged": damaged}
+        report["skipped"] = self.trainer.skipped
         return report, pack_weights(weights) if self.version > before else None
 
     def apply(
@@ -358,13 +391,28 @@ class LearnerShell:
         try:
             found = {n: own_memory(unpack(arena)) for n, arena in zip(self.parts.learners, arenas, strict=True)}
         except ArenaError as error:
-            return {"version": self.version, "accepted": [], "rejected": [], "damaged": str(error)}, None
+            report = {"version": self.version, "accepted": [], "rejected": [], "damaged": str(error)}
+            return report | {"skipped": self.trainer.skipped}, None
         self.trainer.apply(self.version, {n: (grads, metrics[n]) for n, grads in found.items()}, acted, env_steps)
         self.trainer.finish()
         self.version += 1
         weights = pack_weights(self.trainer.published())
         self.flow.add_time("learner", time.perf_counter() - started)
-        return {"version": self.version, "accepted": [], "rejected": [], "damaged": ""}, weights
+        report = {"version": self.version, "accepted": [], "rejected": [], "damaged": ""}
+        return report | {"skipped": self.trainer.skipped}, weights
+
+    def health(self) -> dict[str, int]:
+        """How many updates were thrown away in a row; env steps that were learned from, and that buffers hold."""
+        held = {name: stage.buffer.held_steps for name, stage in self.trainer.stages.items()}
+        return {
+            "skipped": self.trainer.skipped,
+            "learned_steps": self.trainer.env_steps_learned,
+            "held_steps": next(iter(held.values())),
+        }
+
+    def bad_batch(self) -> Arena:
+        """The chunks of the first of the last updates that were not finite, packed; nothing but a list if none was."""
+        return pack([], "a batch") if self._bad is None else self._bad
 
     def take(self) -> dict[str, Any]:
         """What the updates since the last call amounted to, and the flow; plain values."""

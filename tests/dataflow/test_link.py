@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -350,6 +351,25 @@ def test_socket_files_lie_in_a_folder_of_ones_own_and_go_at_close() -> None:
     assert len(os.fsencode(file)) <= 100
     server.close()
     assert not file.parent.exists()
+
+
+def test_the_folder_of_a_server_that_was_killed_goes_when_the_next_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = private_folder()
+    monkeypatch.setattr(tempfile, "tempdir", str(base))
+    code = (
+        "import os, tempfile; from marl.dataflow.link_server import LinkServer, Layout\n"
+        f"tempfile.tempdir = {str(base)!r}\n"
+        "server = LinkServer(Layout.of([]), Layout.of([])); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (left,) = base.iterdir()
+    assert sorted(file.name for file in left.iterdir()) == ["lock", "policy"]
+    first, second = LinkServer(ASK, TELL), LinkServer(ASK, TELL)
+    assert not left.exists()
+    assert len(list(base.iterdir())) == 2  # that of a server that lives stays
+    first.close()
+    second.close()
+    base.rmdir()
 
 
 def test_a_folder_that_others_may_enter_and_a_long_path_are_refused(tmp_path: Path) -> None:
