@@ -66,6 +66,7 @@ class Hand:
         self.incarnation = -1
         self.calls: dict[Any, Call] = {}
         self.version = -1  # the newest that it was sent
+        self.pushing = False  # its gradient is on the way to the learner
         self.losses = Losses()
         self.start_at: float | None = 0.0
         self.since = 0.0
@@ -167,6 +168,7 @@ class Actors:
             answer, *arenas = hand.remote.call("gradient", tickets[0], version, newer, returns=1 + self.learners)
         else:
             answer, *arenas = hand.remote.call("collect", tickets, version, newer, returns=1 + self.learners)
+        hand.pushing = self.options.asynchronous
         hand.calls[answer] = Call(tickets, version, epoch, now(), arenas)
 
     def take(self, hand: Hand, reference: Any) -> tuple[Call, dict[str, Any]] | None:
@@ -191,7 +193,7 @@ class Actors:
             hand.remote.kill()
         for call in hand.calls.values():
             self.give_up(call)
-        hand.calls, hand.remote, hand.starting = {}, None, None
+        hand.calls, hand.remote, hand.starting, hand.pushing = {}, None, None, False
         self.lost += 1
         wait = hand.losses.note(now())
         hand.since = now()

@@ -23,27 +23,24 @@ from marl.dataflow.learning import Counts, DispatchResult, Updates, report
 from marl.dataflow.parts import Blueprint
 from marl.dataflow.ray_actors import Actors, Call, Hand
 from marl.dataflow.ray_actors import RayOptions as RayOptions
-from marl.dataflow.ray_crew import LostError, Remote, get, now
-from marl.dataflow.ray_ranks import start_learner
+from marl.dataflow.ray_crew import START_LIMIT_S, LostError, get, now
+from marl.dataflow.ray_learner import LearnerSeat
+from marl.dataflow.ray_ledger import Ledger
 from marl.dataflow.ray_servers import Servers
-from marl.dataflow.shells import (
-    LearnerJob,
-    own_memory,
-    plain_counts,
-    unpack_weights,
-)
+from marl.dataflow.ray_store import StoreWatch
+from marl.dataflow.shells import own_memory, plain_counts, unpack_weights
 from marl.dataflow.tickets import Ticket, Tickets
 
 IN_FLIGHT = 2  # calls of one actor: the next is there when the first is done
 BATCH = 64  # answers taken at once: waiting for one after the other costs the square of their number
-LEARNER_LOSSES = 5  # of the learner within the run, before it is called failed
+STOP_LIMIT_S = 60.0  # for what is under way when the run is asked to stop; what takes longer is given up
 
 
 class RayRun:
     """One seed of a run on Ray, in a session that was joined.
 
     learners: names of the policies that learn, in the order of the blueprint's parts.  folder: for sockets, of a
-    cluster that is this machine alone.
+    cluster that is this machine alone.  should_stop: asked between updates; a dispatch ends early once it says so.
     Raises: ConfigError if the parts do not fit.
     """
 
@@ -59,120 +56,130 @@ class RayRun:
             raise ConfigError(
                 f"{options.num_envs} lanes in {options.slots} slots cannot be shared evenly by {options.actors} actors"
             )
-        self.blueprint, self.learners, self.options, self.seed = blueprint, tuple(learners), options, seed
-        self.identity = blueprint.identity()
-        self.batch = 1 if options.asynchronous else options.slots
-        self.tickets = Tickets(self.batch, None if options.asynchronous else options.max_staleness)
+        self.options = options
+        identity = blueprint.identity()
+        self.tickets = Tickets(
+            1 if options.asynchronous else options.slots, None if options.asynchronous else options.max_staleness
+        )
+        self.ledger = Ledger()
         self.flow = FlowMeter(dict.fromkeys(("world", "inference", "actor", "waiting"), options.actors))
+        self.learner = LearnerSeat(blueprint, identity, options, seed, self.tickets, self.ledger)
         self.servers = Servers(
             options.servers,
             blueprint,
-            self.identity,
+            identity,
             options.server,
             lanes=options.num_envs // options.slots,
             together=not options.reproducible,
             clients=options.slots,
             keep=options.max_staleness + 2 if not options.asynchronous else options.actors + 2,
             folder=folder,
+            limit=options.give_up,
         )
         self.actors = Actors(
             blueprint,
-            self.identity,
+            identity,
             len(learners),
             options,
             seed,
-            newest=lambda: (self.version, self.weights),
+            newest=lambda: (self.learner.version, self.learner.weights),
             endpoints=self.servers.endpoints,
             give_up=self._give_up,
         )
-        self.learner: Remote | None = None
-        self.version = 0
-        self.learned = 0  # batches, as tickets count them: goes back with a learner that is restored
-        self.epoch = 0
-        self.weights: Any = None  # reference to the newest
+        self.store = StoreWatch()
+        self.should_stop: Callable[[], bool] = lambda: False
         self.events: list[tuple[str, str]] = []
         self.counts: list[Counts] = []
         self._nothing: list[Counts] = []
-        self.about: dict[str, Any] = {}
-        self.lost = {"frames": 0, "chunks": 0, "learners": 0}
-        self._offers: dict[Any, Callable[[Any, Any], None]] = {}  # the learner's reports that are to come
-        self._good: dict[str, Any] = {}  # what a lost learner is restored from
+        self._held: list[tuple[Hand, Call, Mapping[str, Any]]] = []  # gradients that the learner has not been given
         self._updates: list[Updates] = []
+        self._shown = -1  # the version that servers were given last
+
+    @property
+    def version(self) -> int:
+        """Of the newest parameters."""
+        return self.learner.version
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What process the learner is in, and its devices."""
+        return {"learner": self.learner.about}
 
     # ---- start and end ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start every process; fresh learners and worlds. Raises: RunError if one does not start."""
-        self._start_learner(None)
-        self.servers.start(self.version, self.weights)
-        while self.actors.expected:
-            self.actors.start_due()
-            self._hear(1.0)
-        self.keep()
+        """Start every process; fresh learners and worlds. Actors for which the cluster has no room join later.
 
-    def _start_learner(self, stored: Any) -> None:
-        own = self.options
-        job = LearnerJob(
-            seed=self.seed,
-            batch=self.batch,
-            ordered=not own.asynchronous,
-            capacity=self.batch * (own.max_staleness + 2) + own.slots,
-            identity=self.identity,
-            devices=own.learners // own.learner_processes,
-        )
-        self.learner = start_learner(self.blueprint, job, own.learner, own.learner_processes)
-        about, self.weights = self.learner.call("start", self.version, stored, returns=2)
-        self.about["learner"] = get(about)
+        Raises: RunError if one does not start, or there is no room for as many as the run wants at least.
+        """
+        self.learner.start()
+        self.servers.start(self.version, self.learner.weights)
+        self._shown = self.version
+        began = now()
+        while not self.actors.settled:
+            self.actors.start_due()
+            self.actors.look_after()
+            self._hear(1.0)
+            if not self.actors.busy and now() - began > START_LIMIT_S:
+                raise RunError(
+                    f"the cluster has room for {self.actors.ready} of {self.options.actors} actors; expected "
+                    f"{self.options.actor.cpus:g} free CPUs for each of at least {self.options.min_actors}"
+                )
+        self.learner.keep()
 
     def close(self) -> None:
         """End every process."""
         self.actors.close()
         self.servers.close()
-        if self.learner is not None:
-            self.learner.kill()
+        self.learner.close()
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
     def run(self, updates: int) -> DispatchResult:
-        """Go on until the learners have learned `updates` more times. Leaves are numbers without a seed axis.
+        """Go on until the learners have learned `updates` more times, or the run is asked to stop. Leaves are numbers
+        without a seed axis.
 
-        Raises: RunError if too few actors are left, the learner keeps dying, or a world says that the run must stop.
+        Raises: RunError if too few actors are left, the learner keeps dying or diverging, or a world says that the run
+        must stop.
         """
         goal = self.version + updates
-        self._offer(goal, [])
-        while self.version < goal:
+        self.learner.offer(goal)
+        self._apply_held(goal)
+        while self.version < goal and not (self._nothing and self.should_stop()):
             self.actors.start_due()
             self._issue()
-            self._look_after()
+            self._look_after(goal)
             self._hear(1.0, goal)
         return self._result()
 
     def _issue(self) -> None:
-        """Give work to actors that have room for it, as far as the bound on staleness allows."""
+        """Give work to actors that have room for it, as far as the bound on staleness and the object store allow."""
+        if self.store.full and (self.actors.calls or self.learner.offers):
+            return
         room = 1 if self.options.asynchronous or self.options.reproducible else IN_FLIGHT
         for round_ in range(room):
             for hand in self.actors.hands:
-                if hand.ready and len(hand.calls) == round_ and not self._send(hand):
+                if hand.ready and not hand.pushing and len(hand.calls) == round_ and not self._send(hand):
                     return
 
     def _send(self, hand: Hand) -> bool:
         """One call for as many of an actor's slots as tickets are to be had; whether there was any."""
         tickets: list[Ticket] = []
         for slot in hand.slots[: 1 if self.options.asynchronous else None]:
-            ticket = self.tickets.issue(slot, self.learned)
+            ticket = self.tickets.issue(slot, self.learner.learned)
             if ticket is None:
                 break
             tickets.append(ticket)
         if not tickets:
             return False
-        self.actors.send(hand, tickets, self.epoch)
+        self.actors.send(hand, tickets, self.learner.epoch)
         return True
 
     def _hear(self, timeout_s: float, goal: int | None = None) -> None:
         """Take the answers that are there, or wait for one."""
         import ray
 
-        waiting = [*self.actors.references(), *self._offers]
+        waiting = [*self.actors.references(), *self.learner.offers]
         if not waiting:
             if not self.actors.expected:
                 raise RunError("the dataflow stands still: no actor is at work and no batch is complete")
@@ -182,11 +189,10 @@ class RayRun:
         if len(waiting) > 1:
             done, _ = ray.wait(waiting, num_returns=min(len(waiting), BATCH), timeout=0, fetch_local=False)
         # Answers of one moment are taken in a fixed order: the learner's first, then by actor.
-        for reference in [r for r in list(self._offers) if r in done]:
+        for reference in [r for r in list(self.learner.offers) if r in done]:
             self._learner_said(reference)
         for hand in self.actors.hands:
-            if hand.starting in done:
-                self.actors.started(hand)
+            self.actors.answered(hand, done)
             for reference in [r for r in list(hand.calls) if r in done]:
                 self._actor_said(hand, reference, goal)
 
@@ -196,177 +202,146 @@ class RayRun:
             return
         call, said = taken
         self.flow.add(said["flow"])
+        frames: dict[int, int] = said["frames"]
+        self.ledger.offer(frames)
         counts = plain_counts(said["counts"])
-        if call.epoch != self.epoch or not all(self.tickets.holds(ticket) for ticket in call.tickets):
+        if call.epoch != self.learner.epoch or not all(self.tickets.holds(ticket) for ticket in call.tickets):
             # Its tickets are others' by now: what it brings would be trained on twice, or too late.
-            self.lost["chunks"] += len(call.tickets)
-            self.lost["frames"] += int(counts.env_steps)
             self._give_up(call)
-            self.events.append(("late chunk", f"actor {hand.index} came too late with {len(call.tickets)} chunks"))
+            self.ledger.lose(frames)
+            hand.pushing = False
+            words = f"actor {hand.index} came too late with {len(frames)} chunks of {sum(frames.values())} env steps"
+            self.events.append(("late chunk", words))
             return
         self.counts.append(counts)
         self._nothing = [jax.tree.map(np.zeros_like, counts)]
         if self.options.asynchronous:
-            self._apply(call, said)
+            self._held.append((hand, call, said))
+            self._apply_held(self.version if goal is None else goal)
         else:
-            self._offer(goal if goal is not None else self.version, call.tickets, call.arenas, hand)
+            goal = self.version if goal is None else goal
+            self.learner.offer(goal, call.tickets, frames, call.arenas, hand)
+
+    def _apply_held(self, goal: int) -> None:
+        """Hand gradients to the learner in the order of their arrival, and none beyond `goal`. A worker goes on when
+        its own is applied, with the parameters that it led to."""
+        while self._held and self.version + len(self.learner.offers) < goal:
+            hand, call, said = self._held.pop(0)
+            self.learner.apply(call.version, call.tickets, said["frames"], said, call.arenas, hand)
 
     def _give_up(self, call: Call) -> None:
         """Free the tickets of a call that brings nothing any more."""
         for ticket in call.tickets:
-            if call.epoch == self.epoch and self.tickets.holds(ticket):
+            if call.epoch == self.learner.epoch and self.tickets.holds(ticket):
                 self.tickets.cancel(ticket)
 
-    def _look_after(self) -> None:
-        """Look after servers and actors."""
-        busy, events, moved = self.servers.look(self.version, self.weights)
+    def _learner_said(self, reference: Any) -> None:
+        epoch = self.learner.epoch
+        offer = self.learner.heard(reference)
+        if offer is not None and offer.hand is not None:
+            offer.hand.pushing = False
+            self.actors.judge(offer.hand)
+        self._learner_moved(epoch)
+
+    def _learner_moved(self, epoch: int) -> None:
+        """Tell the others of new parameters, and forget what was meant for a learner that has gone back."""
+        if epoch != self.learner.epoch:
+            self._held = []
+            for hand in self.actors.hands:
+                hand.pushing = hand.pushing and bool(hand.calls)
+        if self._shown != self.version:
+            self._shown = self.version
+            self.servers.load(self.version, self.learner.weights)
+
+    def _look_after(self, goal: int) -> None:
+        """Look after the learner, servers, actors and the object store."""
+        epoch = self.learner.epoch
+        self.learner.look_after(goal)
+        self._learner_moved(epoch)
+        busy, events, moved = self.servers.look(self.version, self.learner.weights)
         self.flow.add_time("inference", busy * self.options.actors)  # which the meter divides by
         self.events += events
         for hand in self.actors.hands:
             if moved and hand.index % self.options.servers in moved:
                 self.actors.lose(hand, "its policy server is on another node now")
         self.actors.look_after()
-
-    # ---- the learner -----------------------------------------------------------------------------------------------
-
-    def _offer(self, goal: int, tickets: list[Ticket], arenas: Sequence[Any] = (), hand: Hand | None = None) -> None:
-        assert self.learner is not None
-        answer, weights = self.learner.call("offer", goal, *arenas, returns=2)
-
-        def said(report: Any, weights: Any) -> None:
-            for ticket in tickets:
-                if ticket.number in report["accepted"]:
-                    self.tickets.complete(ticket)
-                elif self.tickets.holds(ticket):
-                    self.tickets.cancel(ticket)
-                    self.lost["chunks"] += 1
-            for number, reason in report["rejected"]:
-                self.events.append(("chunk rejected", f"ticket {number}: {reason}"))
-            if report["damaged"] and hand is not None:
-                self.events.append(("damaged chunk", f"actor {hand.index}: {report['damaged']}"))
-            self._published(report["version"], weights)
-
-        self._offers[answer] = lambda report, _: said(report, weights)
-
-    def _apply(self, call: Call, said: Mapping[str, Any]) -> None:
-        assert self.learner is not None
-        answer, weights = self.learner.call(
-            "apply", call.version, said["env_steps"], said["metrics"], *call.arenas, returns=2
-        )
-        for ticket in call.tickets:
-            self.tickets.complete(ticket)
-        self._offers[answer] = lambda report, _: self._published(report["version"], weights)
-
-    def _published(self, version: int, weights: Any) -> None:
-        if version > self.version:
-            self.learned += version - self.version
-            self.version, self.weights = version, weights
-            self.servers.load(version, weights)
-
-    def _learner_said(self, reference: Any) -> None:
-        then = self._offers.pop(reference)
-        try:
-            then(get(reference), None)
-        except LostError as error:
-            self._learner_lost(str(error))
-
-    def _learner_lost(self, why: str) -> None:
-        """A fresh process goes on from the last snapshot. What came since is lost and counted; versions go on."""
-        began = now()
-        self.lost["learners"] += 1
-        if self.lost["learners"] >= LEARNER_LOSSES:
-            raise RunError(f"the learner was lost {self.lost['learners']} times ({why}), so the run stops")
-        if self.learner is not None:
-            self.learner.kill()
-        back = self.learned - self._good["learned"]
-        self._offers = {}
-        self.epoch += 1
-        self.version += 1  # readers never see a version twice, nor go back
-        self.learned = self._good["learned"]
-        self.tickets.restore(self._good["tickets"])
-        for ticket in self.tickets.outstanding:
-            self.tickets.cancel(ticket)
-        self._start_learner(self._good["learner"])
-        self.servers.load(self.version, self.weights)
-        self.events.append(
-            (
-                "learner restarted",
-                f"{why}; it went on from the last checkpoint, {back} updates before, after {now() - began:.1f} s",
-            )
-        )
+        self.events += self.store.look()
 
     # ---- what a dispatch reports -------------------------------------------------------------------------------------
 
-    def _take(self) -> None:
-        """The learner's numbers since the last time, and its flow."""
-        assert self.learner is not None
-        taken = self.learner.ask("take")
-        self.flow.add(taken["flow"])
-        self._updates.append(Updates(**taken["updates"]))
+    def _ask_learner(self, method: str) -> Any:
+        """What a method of the learner returns, of the one that takes its place if it is lost. Nothing may be under
+        way but what actors do."""
+        while True:
+            try:
+                assert self.learner.remote is not None
+                return self.learner.remote.ask(method)
+            except LostError as error:
+                epoch = self.learner.epoch
+                self.learner.lost(str(error))
+                self._learner_moved(epoch)
 
     def _result(self) -> DispatchResult:
-        try:
-            self._take()
-        except LostError as error:
-            self._learner_lost(str(error))
-            self._take()
+        taken = self._ask_learner("take")
+        self.flow.add(taken["flow"])
+        updates = Updates(**taken["updates"])
         # What was learned from may all have been played, and counted, before the last report.
         counts, self.counts = self.counts or self._nothing, []
-        updates, self._updates = self._updates[-1], []
-        flow = self.flow.report() | {f"flow/lost_{name}": float(n) for name, n in self.lost.items()}
+        flow = self.flow.report() | self.ledger.tags() | self.store.tags()
         flow |= {"flow/lost_actors": float(self.actors.lost), "flow/actors": float(self.actors.ready)}
         return report(counts, updates, flow)
 
     def take_events(self) -> list[tuple[str, str]]:
         """(name, words) of what happened since the last call."""
-        found = self.events + self.actors.events
-        self.events, self.actors.events = [], []
+        found = []
+        for part in (self, self.learner, self.actors):
+            found += part.events
+            part.events = []
         return found
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
-    def drain(self) -> None:
-        """No more tickets; wait for what is under way, and hand it over without learning from it."""
-        while any(hand.calls for hand in self.actors.hands) or self._offers:
+    def drain(self, limit_s: float = float("inf")) -> None:
+        """No more tickets; wait for what is under way, and hand it over without learning from it. What takes longer
+        than the limit is given up, its actor with it."""
+        began = now()
+        while self.actors.calls or self.learner.offers or self._held:
+            self._apply_held(self.version + len(self._held) + 1)
             self.actors.start_due()
-            self._look_after()
-            self._hear(1.0)
-
-    def keep(self) -> None:
-        """Remember this moment as the one that a lost learner is restored from. The run must be drained."""
-        assert self.learner is not None
-        self._good = {
-            "learner": self.learner.ask("snapshot"),  # here, where it survives the loss of the learner's node
-            "learned": self.learned,
-            "version": self.version,
-            "tickets": self.tickets.snapshot(),
-        }
+            self._look_after(self.version)
+            self._hear(0.2 if limit_s < float("inf") else 1.0)
+            if now() - began > limit_s:
+                for hand in self.actors.hands:
+                    if hand.calls:
+                        self.actors.lose(hand, f"it was not done within {limit_s:g} s of the run's end")
 
     def snapshot(self) -> dict[str, Any]:
         """The whole run at one moment, drained, as a plain tree. A slot whose actor is lost just now is left empty."""
-        self.drain()
+        self.drain(STOP_LIMIT_S if self.should_stop() else float("inf"))
         slots: dict[int, Any] = {}
         for hand in self.actors.hands:
-            if hand.ready:
-                assert hand.remote is not None
-                try:
-                    stored = own_memory(unpack(hand.remote.ask("snapshot")))
-                except LostError as error:
-                    self.actors.lose(hand, str(error))
-                else:
-                    slots |= dict(zip(hand.slots, stored, strict=True))
-        self.keep()
+            stored = self.actors.snapshot(hand)
+            if stored is not None:
+                slots |= dict(zip(hand.slots, stored, strict=True))
+        trainer = self._ask_learner("snapshot")
+        self._keep(trainer)
         incarnations = [hand.incarnation for hand in self.actors.hands for _ in hand.slots]
         return {
-            "trainer": own_memory(unpack(self._good["learner"])),
+            "trainer": own_memory(unpack(trainer)),
             "version": np.int64(self.version),
-            "learned": np.int64(self.learned),
+            "learned": np.int64(self.learner.learned),
             "tickets": self.tickets.snapshot(),
             "flow": self.flow.snapshot(),
-            "lost": {name: np.int64(n) for name, n in self.lost.items()},
+            "ledger": self.ledger.snapshot(),
             "incarnations": np.array(incarnations, np.int64),
             "slots": [slots.get(index) for index in range(self.options.slots)],
         }
+
+    def _keep(self, trainer: Any) -> None:
+        try:
+            self.learner.keep(trainer)
+        except LostError:
+            self._ask_learner("health")  # it goes on from an older moment; the checkpoint is whole
 
     def restore(self, stored: Mapping[str, Any]) -> None:
         """Go on from a snapshot, on a run that was started: with any number of actors, learners and nodes.
@@ -378,27 +353,22 @@ class RayRun:
                 f"the checkpoint has {len(stored['slots'])} slots, this run {self.options.slots}; "
                 "expected the same, however many actors share them"
             )
-        assert self.learner is not None
-        self.version, self.learned = int(stored["version"]), int(stored["learned"])
         self.tickets.restore(stored["tickets"])
         self.flow.restore(stored["flow"])
-        self.lost = {name: int(stored["lost"].get(name, 0)) for name in self.lost}
-        trainer = pack(stored["trainer"], "a learner")
-        about, self.weights = self.learner.call("start", self.version, trainer, returns=2)
-        self.about["learner"] = get(about)
-        self.servers.load(self.version, self.weights)
+        self.ledger.restore(stored["ledger"])
+        self.learner.restore(pack(stored["trainer"], "a learner"), int(stored["version"]), int(stored["learned"]))
+        self._shown = self.version
+        self.servers.load(self.version, self.learner.weights)
         for hand in self.actors.hands:
             own = [stored["slots"][index] for index in hand.slots]
-            hand.incarnation = max(int(stored["incarnations"][index]) for index in hand.slots)
-            if any(slot is None for slot in own):  # it was lost at that moment: fresh worlds
-                self.actors.lose(hand, "it was lost when the checkpoint was written")
-                continue
-            assert hand.remote is not None
-            arena = pack(own, "a slot")
-            self.events += hand.remote.ask("restore", arena, self.version, hand.incarnation, self.weights)
-            hand.version = self.version
-        self.keep()
+            self.actors.restore(hand, own, max(int(stored["incarnations"][index]) for index in hand.slots))
 
     def params(self) -> dict[str, Tree]:
         """What every learner published last."""
-        return unpack_weights(get(self.weights))
+        try:
+            return unpack_weights(get(self.learner.weights))
+        except LostError as error:  # with the learner's node, hence with the learner
+            epoch = self.learner.epoch
+            self.learner.lost(str(error))
+            self._learner_moved(epoch)
+            return unpack_weights(get(self.learner.weights))
