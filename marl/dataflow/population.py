@@ -34,7 +34,7 @@ class Generations:
         self.generation = 0
 
     def run(
-        self, crew: Crew, lanes: int, env_steps: int, should_stop: Callable[[], bool]
+        self, crew: Crew, task_size: int, env_steps: int, should_stop: Callable[[], bool]
     ) -> tuple[Metrics, list[EpisodeResult]]:
         """One generation: its metrics, and the results of its rounds. env_steps: of the run so far.
 
@@ -48,8 +48,8 @@ class Generations:
             path = (self.generation, index)
             offspring = jax.device_get(_ask(evolution, round, state, stream(self.seed, "ask", *path)))
             keys = _episode_keys(round.episodes, stream(self.seed, "episodes", *path))
-            tasks = cut(round, lanes, offspring, np.asarray(keys))
-            episode = join(round, lanes, tasks, crew.play(tasks, should_stop))
+            tasks = cut(round, task_size, offspring, np.asarray(keys))
+            episode = join(round, task_size, tasks, crew.play(tasks, should_stop))
             env_steps += int(episode.length.sum())
             state, own, fitness = _tell(evolution, round, state, offspring, episode, np.float32(env_steps))
             metrics |= _statistics(round, index, np.asarray(fitness))
@@ -65,8 +65,8 @@ class PopulationRun:
     """The search of every seed, one after another in each dispatch. Used as `Fused` and `Local` are.
 
     name, policies: the policy that evolves, among all that play.  fixed: parameters of the others.
-    lanes: episodes a task, which fixes the shapes of the compiled programs; with other shapes the numbers may differ in
-    their last bits.  generations: a dispatch.  max_steps, devices: to be told of.
+    task_size: episodes a task, which with JAX worlds fixes the shapes of the compiled programs; with other shapes the
+    numbers may differ in their last bits.  generations: a dispatch.  num_envs, max_steps, devices: to be told of.
     """
 
     def __init__(
@@ -77,12 +77,14 @@ class PopulationRun:
         crew: Crew,
         seeds: Sequence[int],
         *,
-        lanes: int,
+        task_size: int,
         generations: int = 1,
+        num_envs: int | None = None,
         max_steps: int | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
-        self.name, self.crew, self.generations, self.num_envs = name, crew, generations, lanes
+        self.name, self.crew, self.generations, self.task_size = name, crew, generations, task_size
+        self.num_envs = num_envs or task_size
         self.evolution: Evolution = policies[name]
         self.fixed = {other: fixed.get(other, ()) for other in policies if other != name}
         self.seeds = tuple(seeds)
@@ -113,7 +115,7 @@ class PopulationRun:
     def _dispatch_seed(self, run: Generations, env_steps: int) -> DispatchResult:
         reports, episodes = [], []
         for _ in range(self.generations):
-            metrics, played = run.run(self.crew, self.num_envs, env_steps, self.should_stop)
+            metrics, played = run.run(self.crew, self.task_size, env_steps, self.should_stop)
             env_steps += sum(int(episode.length.sum()) for episode in played)
             reports.append(metrics)
             episodes += played
@@ -180,7 +182,7 @@ class PopulationRun:
         """What runs where, in words."""
         rounds = ", then ".join(f"{round.size} x {round.episodes}" for round in self.evolution.rounds)
         return (
-            f"a generation is {rounds} episodes, {self.num_envs} side by side a task; {self.crew.describe()}; "
+            f"a generation is {rounds} episodes, {self.task_size} a task; {self.crew.describe()}; "
             f"{'one seed' if len(self.seeds) == 1 else f'{len(self.seeds)} seeds one after another'}; reproducible"
         )
 

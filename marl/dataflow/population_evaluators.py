@@ -27,6 +27,7 @@ from marl.dataflow.groups import GroupHandle
 from marl.dataflow.population_book import Book
 from marl.dataflow.population_tasks import Task
 
+LANES_TIMES = 4  # episodes of a task for each lane of worlds in Python, so that most of them are busy most of the time
 SEGMENT = 64  # rows of a JAX world between two looks whether all episodes are over
 
 Cast = tuple[tuple[str, Policy], ...]

@@ -1,7 +1,7 @@
 """How a round of a population is cut into tasks, and how their results come together again.
 
-A task is a rectangle of individuals by episodes that fits into the lanes of one evaluator. Tasks follow from the sizes
-of the round and the lanes alone, never from how many evaluators there are: so neither do the results.
+A task is a rectangle of individuals by episodes, for one evaluator. Tasks follow from sizes alone, never from how many
+evaluators there are: so neither do the results.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class Cut:
     along: int
 
     @classmethod
-    def of(cls, round: Round, lanes: int) -> Cut:
-        """The fewest tasks of at most `lanes` episodes each, all about equally large."""
-        along = math.ceil(round.episodes / lanes)
+    def of(cls, round: Round, task_size: int) -> Cut:
+        """The fewest tasks of at most `task_size` episodes each, all about equally large."""
+        along = math.ceil(round.episodes / task_size)
         episodes = math.ceil(round.episodes / along)
-        across = math.ceil(round.size / max(1, lanes // episodes))
+        across = math.ceil(round.size / max(1, task_size // episodes))
         return cls(math.ceil(round.size / across), episodes, across, along)
 
 
-def cut(round: Round, lanes: int, offspring: Offspring, keys: NDArray[np.uint32]) -> list[Task]:
+def cut(round: Round, task_size: int, offspring: Offspring, keys: NDArray[np.uint32]) -> list[Task]:
     """The tasks of a round. offspring: numpy leaves `[size, ...]`.  keys: u32 `[episodes, 2]`."""
-    plan = Cut.of(round, lanes)
+    plan = Cut.of(round, task_size)
     tasks: list[Task] = []
     for a in range(plan.across):
         rows = _indices(a, plan.individuals, round.size)
@@ -69,9 +69,9 @@ def cut(round: Round, lanes: int, offspring: Offspring, keys: NDArray[np.uint32]
     return tasks
 
 
-def join(round: Round, lanes: int, tasks: Sequence[Task], results: Sequence[EpisodeResult]) -> EpisodeResult:
+def join(round: Round, task_size: int, tasks: Sequence[Task], results: Sequence[EpisodeResult]) -> EpisodeResult:
     """The round's results, leaves `[size, episodes, ...]`, from those of its tasks in order."""
-    plan = Cut.of(round, lanes)
+    plan = Cut.of(round, task_size)
     trimmed = [_trim(result, task) for task, result in zip(tasks, results, strict=True)]
     rows: list[Tree] = [
         jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *trimmed[a * plan.along : (a + 1) * plan.along])

@@ -13,7 +13,7 @@ from marl.dataflow.groups import GroupHandle, InlineGroup, RemoteGroup, WorkerPr
 from marl.dataflow.parts import Blueprint
 from marl.dataflow.population import PopulationRun
 from marl.dataflow.population_crew import Crew, LocalCrew
-from marl.dataflow.population_evaluators import HostEvaluator, JaxEvaluator
+from marl.dataflow.population_evaluators import LANES_TIMES, HostEvaluator, JaxEvaluator
 from marl.dataflow.population_shell import EvaluatorJob
 from marl.runner.build import device, frozen_params, learner_devices
 from marl.runner.plan import Plan
@@ -69,8 +69,8 @@ def resolve_population(config: ExperimentConfig, plan: Plan, name: str) -> dict[
 
 
 def slots(config: ExperimentConfig) -> int:
-    """How many groups of lanes, each as large as a task: as configured; `auto`: one without processes, else the least
-    multiple of their number from 4 on, so that 1, 2 and 4 processes play the same tasks.
+    """How many groups of lanes, which say how large a task is: as configured; `auto`: one without processes, else the
+    least multiple of their number from 4 on, so that 1, 2 and 4 processes play the same tasks.
 
     Raises: ConfigError if the processes cannot share the lanes evenly.
     """
@@ -97,7 +97,8 @@ def build_population(config: ExperimentConfig, plan: Plan, name: str) -> Populat
         frozen_params(plan),
         crew,
         config.seed_list,
-        lanes=config.dataflow.num_envs // parts,
+        task_size=config.dataflow.num_envs // parts * (LANES_TIMES if plan.host is not None else 1),
+        num_envs=config.dataflow.num_envs,
         generations=found["updates_per_dispatch"],
         max_steps=plan.env.max_steps,
         devices=devices,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -179,6 +180,20 @@ def test_asking_is_pure_and_fresh_in_every_generation() -> None:
     once = SEARCH.ask(state, POPULATION, jax.random.key(1))["seed"]
     np.testing.assert_array_equal(SEARCH.ask(state, POPULATION, jax.random.key(1))["seed"], once)
     assert not np.isin(SEARCH.ask(state, POPULATION, jax.random.key(2))["seed"], once).any()
+
+
+def test_a_state_keeps_its_kinds_of_numbers_so_that_nothing_is_compiled_twice() -> None:
+    def kinds(state: Any) -> list[Any]:
+        return [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(state)]
+
+    begin = jax.eval_shape(SEARCH.init, ROOT)
+    state = begin
+    for round in SEARCH.rounds:
+        offspring = jax.eval_shape(partial(SEARCH.ask, round=round), state, key=jax.random.key(0))
+        values = jax.ShapeDtypeStruct((round.size, round.episodes), jnp.float32)
+        evaluation = Evaluation(values, values, EpisodeResult({}, values, values, {}))  # type: ignore[arg-type]
+        state, _ = jax.eval_shape(partial(SEARCH.tell, round=round), state, offspring=offspring, evaluation=evaluation)
+    assert kinds(state) == kinds(begin)
 
 
 # ---- options -------------------------------------------------------------------------------------------------------

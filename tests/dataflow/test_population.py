@@ -23,7 +23,8 @@ from marl.dataflow.population_crew import LocalCrew
 from marl.dataflow.population_evaluators import HostEvaluator, JaxEvaluator, decode_all, evaluate
 from marl.dataflow.population_tasks import Task, cut, join
 from marl.envs.probe.credit import Credit
-from marl.evaluate.protocol import Evaluator
+from marl.evaluate.host import HostEvaluator as EvaluationOfHosts
+from marl.evaluate.protocol import Evaluator, episode_keys
 from marl.io import checkpoint
 
 from .tiny import Tiny
@@ -88,7 +89,7 @@ def tiny_worlds(**options: Any) -> HostWorlds:
     return HostWorlds.of(HostFactory("tiny_host:TinyHost", options))[0]
 
 
-def host_crew(evaluators: int, lanes: int = 4, faults: FaultPolicy = PATIENT, **options: Any) -> LocalCrew:
+def host_crew(evaluators: int, lanes: int = 2, faults: FaultPolicy = PATIENT, **options: Any) -> LocalCrew:
     worlds = tiny_worlds(**options)
     handles = [InlineGroup(worlds.factory, worlds.spec, lanes, faults) for _ in range(evaluators)]
     return LocalCrew([HostEvaluator(worlds, HOST_CAST, "all", {}, handle) for handle in handles])
@@ -99,7 +100,7 @@ def jax_crew(evaluators: int) -> LocalCrew:
 
 
 def started(crew: LocalCrew, cast: Any = HOST_CAST, seeds: tuple[int, ...] = (0,), **options: Any) -> PopulationRun:
-    return PopulationRun("all", cast, {}, crew, seeds, **{"lanes": 4, **options}).init()
+    return PopulationRun("all", cast, {}, crew, seeds, **{"task_size": 4, **options}).init()
 
 
 def drive(run: PopulationRun, generations: int) -> list[dict[str, list[float]]]:
@@ -147,7 +148,7 @@ def test_one_and_four_evaluators_give_the_same_log() -> None:
 
 
 def test_the_lanes_of_a_task_do_not_enter_the_results() -> None:
-    one, other = drive(started(host_crew(1)), 2), drive(started(host_crew(1, lanes=3), lanes=3), 2)
+    one, other = drive(started(host_crew(1)), 2), drive(started(host_crew(1, lanes=3), task_size=10), 2)
     for before, after in zip(one, other, strict=True):
         for name, value in before.items():
             np.testing.assert_allclose(after[name], value, rtol=1e-6, err_msg=name)
@@ -155,7 +156,7 @@ def test_the_lanes_of_a_task_do_not_enter_the_results() -> None:
 
 def test_worlds_in_processes_change_nothing_even_if_one_dies() -> None:
     worlds = tiny_worlds()
-    worker = WorkerProcess(worlds.factory, worlds.spec, 4, [0, 1], PATIENT)
+    worker = WorkerProcess(worlds.factory, worlds.spec, 2, [0, 1], PATIENT)
     evaluators = [HostEvaluator(worlds, HOST_CAST, "all", {}, RemoteGroup(worker, slot)) for slot in (0, 1)]
     run = started(LocalCrew(evaluators, [worker]))
     log = [run.dispatch(run, [0])[1]]
@@ -217,6 +218,21 @@ def test_a_jax_world_is_played_as_in_an_evaluation() -> None:
     known = Evaluator(CREDIT, {"all": SEARCH.policy}, greedy=False)._run({"all": params}, keys)
     for a, b in zip(jax.tree.leaves(known), jax.tree.leaves(played), strict=True):
         np.testing.assert_allclose(b[1], a, rtol=1e-6)
+
+
+def test_a_world_in_python_is_played_as_in_an_evaluation() -> None:
+    crew = host_crew(1)
+    shared = jax.device_get(HOST_SEARCH.publish(HOST_SEARCH.init(jax.random.key(0))))
+    keys = np.asarray(jax.random.key_data(episode_keys("test", 0, 3)))
+    (task,) = cut(Round("r", 2, 3), 8, np.arange(2, dtype=np.uint32), keys)
+    played = evaluate(crew.evaluators[0], shared, task)
+    crew.close()
+    params = jax.tree.map(lambda x: x[1], decode_all(HOST_SEARCH, shared, task.offspring))
+    policies = {"all": HOST_SEARCH.policy}
+    known = EvaluationOfHosts(tiny_worlds(), policies, greedy=False, faults=PATIENT, lanes=2)
+    for a, b in zip(jax.tree.leaves(known.run({"all": params}, "test", 3)), jax.tree.leaves(played), strict=True):
+        np.testing.assert_allclose(b[1], a, rtol=1e-6)
+    known.close()
 
 
 def test_one_individual_decodes_to_its_row_of_all() -> None:

@@ -61,7 +61,7 @@ def on_ray(count: int, **options: Any) -> Any:
 
 
 def log_of(crew: Crew, generations: int = 3, disturb: Any = lambda generation: None) -> list[dict[str, float]]:
-    run = PopulationRun("all", PLAN.policies, {}, crew, [0], lanes=LANES).init()
+    run = PopulationRun("all", PLAN.policies, {}, crew, [0], task_size=2 * LANES).init()
     log = []
     for generation in range(generations):
         disturb(generation)
