@@ -39,6 +39,10 @@ class RunError(MarlError):
     """The run cannot go on: every seed diverged, the disk is full at the final checkpoint, and the like."""
 
 
+class LostError(RunError):
+    """A process of the run died, or its node did, or it did not answer."""
+
+
 class WorldError(RunError):
     """Somebody's world broke its own promises: names the world, the agent, the step and what was expected."""
 

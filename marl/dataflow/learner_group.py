@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 from marl.core.algorithm import Algorithm
-from marl.core.errors import MarlError, RunError
+from marl.core.errors import LostError, MarlError, RunError
 from marl.core.types import Key, Trajectory, Tree
 from marl.dataflow.learner_rank import RankLearner, key_words
 from marl.dataflow.learner_sharded import MakeAlgorithm, check_lanes, split_lanes
@@ -18,10 +16,8 @@ from marl.dataflow.learning import PRIORITY
 
 POLL_S = 0.001
 TIMEOUT_S = 300.0  # the first call compiles
-
-
-class RankError(RunError):
-    """A rank of a group failed or fell silent: the group has been ended. New ranks go on from the last snapshot."""
+# How messages of JAX begin when another rank is gone, or a connection to it.
+LOST = ("UNKNOWN: ", "UNAVAILABLE: ", "ABORTED: ", "CANCELLED: ", "DEADLINE_EXCEEDED: ", "INTERNAL: ", "DATA_LOSS: ")
 
 
 class Answer(Protocol):
@@ -32,7 +28,7 @@ class Answer(Protocol):
         ...
 
     def result(self) -> Any:
-        """What the method returned. Raises: RunError in the words of what went wrong there."""
+        """What the method returned. Raises: RunError if the rank is lost; else what the method raised."""
         ...
 
 
@@ -63,13 +59,13 @@ class Pending(Mapping[str, float]):
         self._results: list[Any] | None = None
 
     def results(self) -> list[Any]:
-        """What each rank answered. Raises: RankError if one failed."""
+        """What each rank answered. Raises: LostError if one failed."""
         if self._results is None:
             self._results = self._wait()
         return self._results
 
     def block_until_ready(self) -> Pending:
-        """Wait for the update. Raises: RankError if a rank failed."""
+        """Wait for the update. Raises: LostError if a rank failed."""
         self.results()
         return self
 
@@ -99,8 +95,8 @@ class LearnerGroup:
     ranks: processes that have joined one runtime, in order, each with a RankLearner.  timeout: seconds that one call
     may take, the first one with its compilation included.
 
-    Every method but `place` raises RankError if a rank fails or falls silent. All ranks have been ended then: a rank
-    that waits for a lost one inside a collective may wait for ever.
+    Every method but `place` raises LostError if a rank is lost, falls silent or is at another update, and what a rank
+    raised otherwise. All ranks have been ended then: one that waits for another in a collective may wait for ever.
     """
 
     def __init__(self, name: str, algorithm: Algorithm, ranks: Sequence[Rank], timeout: float = TIMEOUT_S) -> None:
@@ -159,8 +155,8 @@ class LearnerGroup:
         self.skipped = int(stored["skipped"])
 
     def close(self) -> None:
-        """End the ranks, this process last if it is one of them."""
-        for rank in reversed(self.ranks):
+        """End the ranks."""
+        for rank in self.ranks:
             rank.kill()
 
     def _begin(self, method: str, *arguments: Any) -> Pending:
@@ -184,7 +180,7 @@ class LearnerGroup:
             if answer.ready():
                 try:
                     answer.result()
-                except RunError:
+                except MarlError:
                     return True
         return False
 
@@ -197,13 +193,15 @@ class LearnerGroup:
                 if number not in results and answer.ready():
                     try:
                         results[number] = answer.result()
-                    except RunError as error:
+                    except MarlError as error:
                         self.close()
-                        raise RankError(f"a rank of learner '{self.name}' failed: {error}") from error
+                        if isinstance(error, RunError):
+                            raise LostError(f"a rank of learner '{self.name}' is lost: {error}") from error
+                        raise
             if len(results) < len(answers):
                 if time.monotonic() > deadline:
                     self.close()
-                    raise RankError(f"a rank of learner '{self.name}' has not answered for {self.timeout:g} s")
+                    raise LostError(f"a rank of learner '{self.name}' has not answered for {self.timeout:g} s")
                 time.sleep(POLL_S)
         return [results[number] for number in range(len(answers))]
 
@@ -211,8 +209,8 @@ class LearnerGroup:
 class OwnRanks:
     """Rank 0 in the process of the driver itself, which has joined: it makes groups of itself and others.
 
-    others: gives the rank of a policy by name, one function a process. Should one of them fail, this process ends too:
-    it cannot join again, and may be held fast in a collective.
+    others: gives the rank of a policy by name, one function a process. After a LostError this process must end, too: it
+    cannot join again, and a thread of it may be held fast in a collective.
     """
 
     def __init__(self, others: Sequence[Callable[[str], Rank]], timeout: float = TIMEOUT_S) -> None:
@@ -234,8 +232,7 @@ class _OwnRank:
         return _Later(self._thread.submit(getattr(self._learner, method), *arguments))
 
     def kill(self) -> None:
-        logging.getLogger(__name__).error("this process ends, as a rank of its group of learners has failed")
-        os._exit(1)
+        """Nothing: whoever hears of the failure ends this process, and has its reason."""
 
 
 class _Later:
@@ -248,5 +245,9 @@ class _Later:
     def result(self) -> Any:
         try:
             return self._future.result()
-        except (MarlError, RuntimeError) as error:  # JAX says it in a RuntimeError that another rank is gone
-            raise RunError(str(error)) from error
+        except MarlError:
+            raise
+        except (RuntimeError, ValueError) as error:  # JAX uses both
+            if str(error).startswith(LOST):
+                raise RunError(str(error)) from error
+            raise

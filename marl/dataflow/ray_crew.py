@@ -13,10 +13,13 @@ import time
 from collections import deque
 from typing import Any
 
-from marl.core.errors import MarlError, RunError
+from marl.core.errors import LostError as LostError
+from marl.core.errors import MarlError
 
 START_LIMIT_S = 180.0  # to start a process and build its parts, on a busy machine
 GIVE_UP = (5, 600.0)  # so many losses of one actor within so many seconds, and it is not started again
+LOOK_FOR_ROOM_S = 0.5  # between two looks at what a cluster has free
+SHOWN_AFTER_S = 2.0  # after a process was started, until that shows in what a cluster has free
 BACK_OFF_S = (0.5, 30.0)  # first and longest wait before a lost actor is started again
 
 
@@ -84,8 +87,8 @@ class Remote:
             ray.kill(self.handle)
 
 
-class LostError(RunError):
-    """A process of the run died, or its node did, or it did not answer."""
+class ArgumentLostError(LostError):
+    """What a call was given was lost with the node that held it. The process that was called is still there."""
 
 
 def get(reference: Any, limit_s: float = START_LIMIT_S) -> Any:
@@ -101,6 +104,8 @@ def get(reference: Any, limit_s: float = START_LIMIT_S) -> Any:
         cause = error.cause if isinstance(error.cause, MarlError) else None
         if cause is not None:
             raise type(cause)(str(cause)) from error
+        if isinstance(error.cause, exceptions.ObjectLostError | exceptions.RayActorError):
+            raise ArgumentLostError("what it was given is lost") from error
         raise RuntimeError(f"a process of the run failed:\n{error}") from error  # a defect: its traceback is wanted
     except (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.RaySystemError) as error:
         raise LostError(_reason(error)) from error
@@ -125,16 +130,39 @@ class Losses:
 
     times: deque[float] = dataclasses.field(default_factory=deque)
     total: int = 0
+    limit: tuple[int, float] = GIVE_UP
 
     def note(self, now: float) -> float | None:
         """One more. Seconds to wait before the next start; None: it is not worth starting again."""
         self.total += 1
         self.times.append(now)
-        while self.times and now - self.times[0] > GIVE_UP[1]:
+        while self.times and now - self.times[0] > self.limit[1]:
             self.times.popleft()
-        if len(self.times) >= GIVE_UP[0]:
+        if len(self.times) >= self.limit[0]:
             return None
         return float(min(BACK_OFF_S[0] * 2 ** (len(self.times) - 1), BACK_OFF_S[1]))
+
+
+class Room:
+    """Whether the cluster has free CPUs for another process. What was started lately may not show in Ray's numbers yet,
+    and is counted twice for a moment rather than not at all."""
+
+    def __init__(self) -> None:
+        self._lately: deque[tuple[float, float]] = deque()
+        self._free, self._looked = 0.0, float("-inf")
+
+    def take(self, cpus: float) -> bool:
+        """Whether there is room for a process of so many, which is then taken."""
+        import ray
+
+        while self._lately and now() - self._lately[0][0] > SHOWN_AFTER_S:
+            self._lately.popleft()
+        if now() - self._looked > LOOK_FOR_ROOM_S:
+            self._free, self._looked = float(ray.available_resources().get("CPU", 0.0)), now()
+        if self._free - sum(taken for _, taken in self._lately) + 1e-6 < cpus:
+            return False
+        self._lately.append((now(), cpus))
+        return True
 
 
 class Clock:

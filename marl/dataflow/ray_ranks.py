@@ -78,7 +78,7 @@ class RayAnswer:
         return bool(ray.wait([self._reference], timeout=0)[0])
 
     def result(self) -> Any:
-        """Raises: RunError in the words of what went wrong there."""
+        """What the method returned. Raises: RunError if the rank is lost; else what the method raised."""
         return decode(get(self._reference))
 
 

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 import pytest
 
+from marl.core.errors import LostError
 from marl.dataflow.arena import pack, unpack
 from marl.dataflow.chunks import Chunk, chunk_id
 from marl.dataflow.local import Local, LocalOptions
 from marl.dataflow.ray_actors import RayOptions
-from marl.dataflow.ray_crew import LostError, ProcessOptions, Remote
+from marl.dataflow.ray_crew import ProcessOptions, Remote
 from marl.dataflow.ray_placement import RayPlacement
 from marl.dataflow.ray_ranks import start_learner
 from marl.dataflow.ray_session import Session, SessionOptions
