@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from marl.agents.rllib.config import RllibIMPALAConfig, RllibPPOConfig
 from marl.cli import main
 from marl.core.errors import ConfigError
 from marl.runner.build import resolved
-from marl.runner.load import config_from
+from marl.runner.load import config_from, load_experiment
 from marl.runner.plan import make_plan
 from marl.runner.rllib import build_rllib
 from marl.runner.schema import RllibConfig
@@ -106,6 +109,38 @@ def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
     plan = make_plan(config_from(config()))
     with pytest.raises(ConfigError, match=r"agents\.all\.algorithm: rllib/PPO learns with torch.*\[rllib-torch\]"):
         resolved(plan)
+
+
+# ---- the guide -------------------------------------------------------------------------------------------------------
+
+
+def guide(repository: Path) -> str:
+    return (repository / "docs/guides/rllib.md").read_text()
+
+
+def test_the_example_of_the_guide_is_an_experiment(repository: Path, tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", guide(repository), re.DOTALL)
+    (tmp_path / "example.yaml").write_text(text)
+    config = load_experiment(str(tmp_path / "example.yaml")).config
+    RllibPPOConfig(**config.agents["all"].options)
+    assert config.dataflow == RllibConfig(num_env_runners=2, envs_per_runner=4)
+
+
+def test_every_option_and_setting_stands_in_the_guide_with_its_default(repository: Path) -> None:
+    lines = [line for line in guide(repository).splitlines() if line.startswith("| `")]
+    cells = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+    options = {row[0]: row[1:] for row in cells if len(row) == 4}
+    for place, model in enumerate((RllibPPOConfig, RllibIMPALAConfig)):
+        said = {name: yaml.safe_load(values[place]) for name, values in options.items() if values[place]}
+        assert said == model().model_dump(mode="json")
+    settings = {row[0]: row[1] for row in cells if len(row) == 3}
+    assert settings.keys() == set(RllibConfig.model_fields) - {"kind"}
+    assert [yaml.safe_load(settings[n]) for n in ("num_env_runners", "envs_per_runner", "updates_per_dispatch")] == [
+        2,
+        1,
+        1,
+    ]
+    assert yaml.safe_load(settings["world_faults"]) == RllibConfig().world_faults.model_dump()
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
