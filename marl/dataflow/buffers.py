@@ -126,6 +126,12 @@ class FifoBuffer:
         return len(self._waiting) + self.leased
 
     @property
+    def held_steps(self) -> int:
+        """Env steps of the chunks that are held."""
+        leased = [chunk for lease in self._leases for chunk in lease.chunks]
+        return sum(chunk.env_steps for chunk in (*self._waiting.values(), *leased))
+
+    @property
     def versions(self) -> set[int]:
         """Of the chunks that are held."""
         leased = (chunk for lease in self._leases for chunk in lease.chunks)

@@ -158,7 +158,8 @@ class Room:
         while self._lately and now() - self._lately[0][0] > SHOWN_AFTER_S:
             self._lately.popleft()
         if now() - self._looked > LOOK_FOR_ROOM_S:
-            self._free, self._looked = float(ray.available_resources().get("CPU", 0.0)), now()
+            free: Any = ray.available_resources()  # type: ignore[no-untyped-call]
+            self._free, self._looked = float(free.get("CPU", 0.0)), now()
         if self._free - sum(taken for _, taken in self._lately) + 1e-6 < cpus:
             return False
         self._lately.append((now(), cpus))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from marl.io import checkpoint
 
 class RayPlacement:
     """A run of one seed. rollout: rows of a rollout.  fixed: parameters by name of policies that never change.
+    should_stop: a dispatch ends early once it says so.  post_mortem: folder for batches after which updates were not
+    finite; None: they are not kept.
 
     Raises: UserError if the cluster cannot be joined or is too small.
     """
@@ -42,6 +44,22 @@ class RayPlacement:
         except BaseException:
             self.session.close()
             raise
+
+    @property
+    def should_stop(self) -> Callable[[], bool]:
+        return self.run.should_stop
+
+    @should_stop.setter
+    def should_stop(self, asked: Callable[[], bool]) -> None:
+        self.run.should_stop = asked
+
+    @property
+    def post_mortem(self) -> Path | None:
+        return self.run.learner.post_mortem
+
+    @post_mortem.setter
+    def post_mortem(self, folder: Path | None) -> None:
+        self.run.learner.post_mortem = folder
 
     def init(self) -> RayPlacement:
         """Start every process. The state of this placement is the placement itself."""

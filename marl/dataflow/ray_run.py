@@ -289,6 +289,7 @@ class RayRun:
         counts, self.counts = self.counts or self._nothing, []
         flow = self.flow.report() | self.ledger.tags() | self.store.tags()
         flow |= {"flow/lost_actors": float(self.actors.lost), "flow/actors": float(self.actors.ready)}
+        flow |= {"flow/lost_rollouts": float(self.actors.lost_rollouts)}  # open ones, whose rows nobody counted
         return report(counts, updates, flow)
 
     def take_events(self) -> list[tuple[str, str]]:

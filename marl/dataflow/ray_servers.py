@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
 from marl.core.errors import RunError
 from marl.dataflow.parts import Blueprint
-from marl.dataflow.ray_crew import Losses, LostError, ProcessOptions, Remote, get, now
+from marl.dataflow.ray_crew import GIVE_UP, Losses, LostError, ProcessOptions, Remote, get, now
 from marl.dataflow.shells import ServerShell
 
 LOOK_S = 1.0  # between two looks at every server
+ANSWER_LIMIT_S = 60.0  # one that does not say what it has done for so long is ended
 
 
 class RayServer(ServerShell):
@@ -42,7 +44,7 @@ class _Server:
 class Servers:
     """lanes: of a request.  together: answer several requests in one call.  clients: most that ask at a time.  keep:
     versions that slots may act with at a time.  folder: for sockets, where all of the run is on this machine; None:
-    other nodes may take part."""
+    other nodes may take part.  limit: so many losses of one within so many seconds are too many."""
 
     def __init__(
         self,
@@ -56,7 +58,9 @@ class Servers:
         clients: int,
         keep: int,
         folder: Path | None,
+        limit: tuple[int, float] = GIVE_UP,
     ) -> None:
+        self.limit = limit
         self.count, self.blueprint, self.identity, self.options = count, blueprint, identity, options
         self.lanes, self.together, self.clients, self.keep, self.folder = lanes, together, clients, keep, folder
         self.servers: list[_Server] = []
@@ -66,7 +70,7 @@ class Servers:
         begun = [self._begin(index, version, weights) for index in range(self.count)]
         for remote, answer in begun:
             about, endpoints = get(answer)
-            self.servers.append(_Server(remote, endpoints, about=about))
+            self.servers.append(_Server(remote, endpoints, about=about, losses=Losses(limit=self.limit)))
 
     def _begin(self, index: int, version: int, weights: Any) -> tuple[Remote, Any]:
         own = None
@@ -97,9 +101,10 @@ class Servers:
 
         busy, events, moved = 0.0, [], []
         for index, server in enumerate(self.servers):
-            if server.looked is not None and ray.wait([server.looked], timeout=0)[0]:
+            late = server.looked is not None and now() - server.looked_at > ANSWER_LIMIT_S
+            if server.looked is not None and (late or ray.wait([server.looked], timeout=0)[0]):
                 try:
-                    seen = get(server.looked)
+                    seen = get(server.looked, 0.0 if late else ANSWER_LIMIT_S)
                 except LostError as error:
                     words, elsewhere = self._again(index, str(error), version, weights)
                     events.append(("policy server restarted", words))
@@ -113,13 +118,20 @@ class Servers:
 
     def _again(self, index: int, why: str, version: int, weights: Any) -> tuple[str, bool]:
         began, server = now(), self.servers[index]
-        if server.losses.note(began) is None:
-            raise RunError(f"policy server {index} was lost {server.losses.total} times ({why}), so the run stops")
-        server.remote.kill()
-        server.remote, answer = self._begin(index, version, weights)
-        server.about, endpoints = get(answer)
+        while True:
+            wait = server.losses.note(now())
+            if wait is None:
+                raise RunError(f"policy server {index} was lost {server.losses.total} times ({why}), so the run stops")
+            server.remote.kill()
+            server.remote, answer = self._begin(index, version, weights)
+            try:
+                server.about, endpoints = get(answer)
+                break
+            except LostError as error:
+                why = f"{why}; then {error}"
+                time.sleep(wait)
         elsewhere = endpoints != server.endpoints
-        server.endpoints, server.looked, server.before = endpoints, None, {}
+        server.endpoints, server.looked, server.looked_at, server.before = endpoints, None, now(), {}
         return f"policy server {index}: {why}; it answers again after {now() - began:.1f} s", elsewhere
 
     def close(self) -> None:

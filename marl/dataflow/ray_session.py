@@ -7,10 +7,14 @@ import dataclasses
 import logging
 import os
 import secrets
+import shlex
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +23,7 @@ from typing import Any
 from marl.core.errors import UserError
 
 CONNECT_S = 5.0  # to reach a cluster's head before it counts as dead
+_TIDY_S = 8  # after the program has ended, until the last of Ray's processes has
 _START_S = "120"  # to start Ray's own processes, on a busy machine
 
 
@@ -48,6 +53,7 @@ class Session:
             _guard()
         ray = _ray()
         self.folder: Path | None = None  # of a cluster of its own
+        self._janitor: subprocess.Popen[bytes] | None = None
         self._owner = not ray.is_initialized()
         if not self._owner:
             return
@@ -62,8 +68,9 @@ class Session:
         base = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
         self.folder = Path(tempfile.mkdtemp(prefix="marl-ray-", dir=base))
         os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_S)
+        self._janitor = _janitor(self.folder)
         try:
-            with _forks_in_silence():
+            with _forks_in_silence(), _own_signals():
                 ray.init(
                     address="local",
                     num_cpus=max(options.cpus, 1),
@@ -86,6 +93,36 @@ class Session:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder = None
+        if self._janitor is not None:
+            self._janitor.kill()
+            self._janitor.communicate()
+            self._janitor = None
+
+
+def _janitor(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that does nothing until this one has ended, however it ends, and then removes the folder. Ray's own
+    processes end with this one: the kernel sees to that."""
+    words = f"cat; for wait in 1 {_TIDY_S}; do sleep $wait; rm -rf -- {shlex.quote(str(folder))}; done"
+    return subprocess.Popen(
+        ["/bin/sh", "-c", words],
+        stdin=subprocess.PIPE,  # which nobody writes to, and which ends with this process
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray ends its processes and the program at SIGTERM, which is for the program to decide."""
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}

@@ -66,6 +66,28 @@ class Trainer:
         """What the first learner will use next; the others use the same tickets."""
         return next(iter(self.stages.values())).next_chunks
 
+    @property
+    def all_next_chunks(self) -> list[Chunk]:
+        """What all learners will use next."""
+        return [chunk for stage in self.stages.values() for chunk in stage.next_chunks]
+
+    @property
+    def skipped(self) -> int:
+        """Updates thrown away in a row, of the learner with the most; waits for the newest."""
+        return max(int(stage.learner.skipped) for stage in self.stages.values())
+
+    def slow_down(self, factor: float) -> bool:
+        """Multiply every learning rate that is part of a learner's state; whether there was any."""
+        found = False
+        for stage in self.stages.values():
+            state = getattr(stage.learner, "state", None)
+            hyper = getattr(state, "hyper", None)
+            if isinstance(hyper, Mapping) and "learning_rate" in hyper:
+                slower = {**hyper, "learning_rate": hyper["learning_rate"] * jnp.float32(factor)}
+                stage.learner.state = state.replace(hyper=slower)  # type: ignore[attr-defined,union-attr]
+                found = True
+        return found
+
     def learn(self, version: int, pulled: Mapping[str, Tree] | None = None) -> None:
         """Begin an update of every learner from what was prepared.
 

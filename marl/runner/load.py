@@ -36,8 +36,8 @@ def load_experiment(
 ) -> LoadedExperiment:
     """The experiment in a file, or in a packaged one by its name (`quickstart`, `highway/ippo_mild`), with overrides.
 
-    overrides: `key.path=value`, the value written as in YAML; a list index is a key.  only: the sections that
-    overrides may change, None for all.
+    overrides: `key.path=value`, the value written as in YAML; a list index is a key.  only: the sections, or keys in
+    them, that overrides may change, None for all.
     Names of worlds and algorithms are checked here; their options and the roles in `marl.runner.plan`.
     Raises: ConfigError with file (or `command line`), line, key, what was given, what was expected, the nearest name.
     """
@@ -158,8 +158,8 @@ def _override(root: Node, text: str, only: tuple[str, ...] | None) -> Node:
     path: Path = tuple(key.split("."))
     if not equals or not all(re.fullmatch(r"[^\s=]+", str(part)) for part in path):
         raise ConfigError(f"{COMMAND_LINE}: override {show(text)} is incomplete; expected key.path=value")
-    if only is not None and path[0] not in only:
-        hint = did_you_mean(str(path[0]), only)
+    if only is not None and path[0] not in only and key not in only:
+        hint = did_you_mean(key if "." in key else str(path[0]), only)
         raise ConfigError(f"{COMMAND_LINE}: {key}: cannot change here; expected a key of {', '.join(only)}{hint}")
     try:
         node = parse_yaml(value, COMMAND_LINE, first_line=0) or Node(None, 0, COMMAND_LINE)

@@ -17,6 +17,7 @@ from marl.core.errors import ConfigError, InterruptedRunError, MarlError
 from marl.core.inference import run_at_once
 from marl.dataflow.fused import Fused
 from marl.dataflow.population import PopulationRun
+from marl.dataflow.ray_placement import RayPlacement
 from marl.io import checkpoint as checkpoints
 from marl.io.console import ConsoleSink, Panel, next_commands, say
 from marl.io.files import write_text_atomic
@@ -36,6 +37,11 @@ from marl.runner.runs import create_run_folder, resolve_run
 from marl.runner.schema import ExperimentConfig, LocalConfig
 
 MAY_CHANGE = ("stop", "evaluate", "checkpoint")
+# Who does the work on Ray is not part of what a run is: a checkpoint goes on with others, as long as the slots are the
+# same.
+_WORKERS = ("actors", "min_actors", "actor_timeout", "cpus_per_actor", "inference", "servers", "gpus_per_server")
+_LEARNERS = ("learners", "learner_processes", "gpus_per_learner", "memory_fraction")
+MAY_CHANGE_ON_RAY = tuple(f"dataflow.{k}" for k in (*_WORKERS, *_LEARNERS, "address", "object_store", "dashboard"))
 
 
 def train(config: ExperimentConfig, *, runs_dir: str | None = None, quiet: bool = False) -> int:
@@ -57,11 +63,15 @@ def train(config: ExperimentConfig, *, runs_dir: str | None = None, quiet: bool 
 def resume(run: str, overrides: Sequence[str], *, runs_dir: str = "runs", quiet: bool = False) -> int:
     """Go on with a run from its newest valid checkpoint (from the start if it has none). Returns the exit code.
 
-    overrides may change `stop`, `evaluate` and `checkpoint` only; they are recorded in meta.json.
+    overrides may change `stop`, `evaluate` and `checkpoint` only, and with dataflow.kind ray who does the work; they
+    are recorded in meta.json.
     Raises: as `train`.
     """
     run_dir = resolve_run(run, Path(runs_dir))
-    config = load_experiment(str(run_dir / "config.yaml"), list(overrides), only=MAY_CHANGE).config
+    stored = str(run_dir / "config.yaml")
+    on_ray = bool(overrides) and load_experiment(stored).config.dataflow.kind == "ray"
+    allowed = MAY_CHANGE + (MAY_CHANGE_ON_RAY if on_ray else ())
+    config = load_experiment(stored, list(overrides), only=allowed).config
     with Panel(config.name, _limits(config), quiet=quiet) as panel:
         panel.phase("building", f"{config.env.id}, {algorithms(config)}")
         set_up_jax(config)
@@ -233,8 +243,10 @@ def _train_with(
     lock: RunLock,
 ) -> str:
     newest = checkpoints.newest_valid(run_dir / "checkpoints", events.append)
-    if isinstance(dataflow, PopulationRun):
+    if isinstance(dataflow, PopulationRun | RayPlacement):
         dataflow.should_stop = lambda: bool(received)
+    if isinstance(dataflow, RayPlacement):
+        dataflow.post_mortem = run_dir / "logs"
     state = dataflow.init()
     progress = Progress.start(len(dataflow.seeds))
     if newest is not None:
