@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -329,3 +330,12 @@ def test_a_world_that_fails_is_cut_made_anew_and_given_up_in_the_end(rllib: Any,
     assert counted["length"] == counted["return/agent"] == sum(row for row, _, _ in ends)
     told = [json.loads(line) for line in report.read_text().splitlines()]
     assert [fault["fatal"] for fault in told] == [False, True]
+
+
+def test_the_program_of_the_guide_configures_rllib(rllib: Any, repository: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (repository / "docs/guides/rllib.md").read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    with warnings.catch_warnings(action="ignore"):
+        exec(program, found)
+    env = rllib.RllibEnv(found["config"].env_config)
+    assert {found["config"].policy_mapping_fn(agent, None) for agent in env.possible_agents} == {"vehicle"}
