@@ -11,6 +11,7 @@ from marl.agents.networks.config import NetworkConfig
 
 Preset = Literal["cpu", "paper"]
 
+CANDIDATES = 8
 # Sizes of the Atari runs of Such et al. 2017.
 _PAPER: dict[str, Any] = {"population": 1000, "candidates": 10, "candidate_episodes": 30, "activation": "relu"}
 
@@ -32,7 +33,7 @@ class RandomSearchConfig(NetworkConfig):
     preset: Preset = "cpu"
     population: int = Field(128, ge=2, le=1_000_000)
     episodes: int = Field(1, ge=1, le=100_000)
-    candidates: int = Field(8, ge=2, le=100_000)
+    candidates: int = Field(CANDIDATES, ge=2, le=100_000)
     candidate_episodes: int = Field(8, ge=1, le=100_000)
     init: Literal["fan_in", "glorot"] = "fan_in"
     last_action: bool = False
@@ -40,12 +41,16 @@ class RandomSearchConfig(NetworkConfig):
     @model_validator(mode="before")
     @classmethod
     def _fill_preset(cls, given: Any) -> Any:
-        """Puts the preset's values where the user gave none."""
+        """Puts the preset's values where the user gave none; a small population has as many candidates at most."""
         if not isinstance(given, Mapping):
             return given
         name = given.get("preset", "cpu")
         preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
-        return {**preset, **given}
+        found = {**preset, **given}
+        population = found.get("population")
+        if "candidates" not in given and isinstance(population, int):
+            found["candidates"] = max(2, min(found.get("candidates", CANDIDATES), population))
+        return found
 
     @model_validator(mode="after")
     def _check_candidates(self) -> RandomSearchConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from marl.dataflow.parts import Blueprint
 from marl.dataflow.population_crew import AbandonedError, never
 from marl.dataflow.population_shell import EvaluatorJob, EvaluatorShell, received, to_send
 from marl.dataflow.population_tasks import Task
-from marl.dataflow.ray_crew import START_LIMIT_S, LostError, ProcessOptions, Remote, get, now
+from marl.dataflow.ray_crew import START_LIMIT_S, Losses, LostError, ProcessOptions, Remote, get, now
 
 WAIT_S = 1.0  # longest sleep before everybody is looked after
 
@@ -31,8 +32,8 @@ WAIT_S = 1.0  # longest sleep before everybody is looked after
 class RayEvaluatorOptions:
     """count: of evaluators.  process: what each gets.  slow: a task is given out once more when it takes this many
     times as long as the middle one of its round, and at least `slow_s`.  call_limit_s: after which an evaluator that
-    does not answer is ended.  losses: how many evaluators may be lost over one task, or before they are ready, in a
-    row."""
+    does not answer is ended.  losses: how many evaluators may be lost over one task.  least: with fewer evaluators that
+    are worth starting again the run fails."""
 
     count: int
     process: ProcessOptions = dataclasses.field(default_factory=ProcessOptions)
@@ -40,19 +41,25 @@ class RayEvaluatorOptions:
     slow_s: float = 5.0
     call_limit_s: float = 600.0
     losses: int = 3
+    least: int = 1
 
 
 @dataclasses.dataclass
 class Member:
-    """One evaluator. call: what it was asked last, None while it is idle.  task: (round number, index) of that; None if
-    it was asked to start.  since: when it was asked.  about: what process it is, once it is ready."""
+    """One evaluator. remote: its process, None between two.  start_at: when it may be started; None: never again.
+
+    call: what it was asked last, None while it is idle.  task: (round number, index) of that; None if it was asked to
+    start.  since: when it was asked.  about: what process it is, once it is ready.
+    """
 
     index: int
-    remote: Remote
-    call: Any
-    since: float
+    remote: Remote | None = None
+    start_at: float | None = 0.0
+    call: Any = None
     task: tuple[int, int] | None = None
+    since: float = 0.0
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    losses: Losses = dataclasses.field(default_factory=Losses)
 
 
 class RayEvaluators:
@@ -73,12 +80,14 @@ class RayEvaluators:
         self.reissued = self.replaced = 0
         self._version, self._shared = 0, ray.put(())
         self._round = 0
-        self._stillborn = 0
-        self.members = [self._start(index) for index in range(options.count)]
+        self.members = [Member(index) for index in range(options.count)]
+        self._start_due()
 
-    def _start(self, index: int) -> Member:
-        remote = Remote(EvaluatorShell, (self.blueprint, self.job), self.options.process)
-        return Member(index, remote, remote.call("start"), now())
+    def _start_due(self) -> None:
+        for member in self.members:
+            if member.remote is None and member.start_at is not None and member.start_at <= now():
+                member.remote = Remote(EvaluatorShell, (self.blueprint, self.job), self.options.process)
+                member.call, member.since = member.remote.call("start"), now()
 
     def share(self, shared: Shared) -> None:
         """Put it into the object store once; every node fetches it once."""
@@ -97,8 +106,9 @@ class RayEvaluators:
         while len(results) < len(tasks):
             if should_stop():
                 raise AbandonedError
+            self._start_due()
             for member in self.members:
-                if member.call is None:
+                if member.remote is not None and member.call is None:
                     index = waiting.popleft() if waiting else self._late(results, seconds)
                     if index is not None:
                         self._ask(member, by_index[index])
@@ -120,6 +130,7 @@ class RayEvaluators:
         return [results[task.index] for task in tasks]
 
     def _ask(self, member: Member, task: Task) -> None:
+        assert member.remote is not None
         member.call = member.remote.call("evaluate", self._version, self._shared, to_send(task))
         member.task, member.since = (self._round, task.index), now()
 
@@ -151,6 +162,9 @@ class RayEvaluators:
     def _answered(self) -> list[Member]:
         """The evaluators that have answered or were lost; waits a while for one. Those that do not answer are ended."""
         calls = {member.call: member for member in self.members if member.call is not None}
+        if not calls:
+            time.sleep(0.1)  # all of them are to be started again in a moment
+            return []
         ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
         if not ready:
             ready, _ = ray.wait(list(calls), num_returns=1, timeout=WAIT_S)
@@ -162,6 +176,7 @@ class RayEvaluators:
                         f"no evaluator was ready within {limit:g} s; does the cluster have "
                         f"{self.options.process.cpus:g} CPUs for each of {self.options.count}?"
                     )
+                assert member.remote is not None
                 member.remote.kill()
                 member.since = now()  # its call fails in a moment
         return [calls[call] for call in ready]
@@ -171,19 +186,28 @@ class RayEvaluators:
         try:
             answer: dict[str, Any] = get(member.call)
         except LostError as error:
-            self._stillborn = 0 if member.about else self._stillborn + 1
-            if self._stillborn >= self.options.losses * self.options.count:
-                raise RunError(f"evaluators keep being lost before they are ready: {error}") from error
-            self.replaced += 1
-            self.events.append(("evaluator replaced", f"evaluator {member.index}: {error}"))
-            member.remote.kill()  # its node may only be out of reach
-            self.members[member.index] = self._start(member.index)
+            self._lose(member, error)
             return None
         if member.task is None:
             member.about = answer
         member.call, member.task = None, None
         self.events += [("world fault", words) for words in answer.get("faults", ())]
         return answer
+
+    def _lose(self, member: Member, error: LostError) -> None:
+        """Give up a process, and say when there may be another in its place."""
+        assert member.remote is not None
+        member.remote.kill()  # its node may only be out of reach
+        wait = member.losses.note(now())
+        member.remote, member.call, member.task, member.about = None, None, None, {}
+        member.start_at = None if wait is None else now() + wait
+        self.replaced += 1
+        what = "given up" if wait is None else "replaced"
+        self.events.append((f"evaluator {what}", f"evaluator {member.index}: {error}"))
+        left = sum(other.start_at is not None for other in self.members)
+        if left < self.options.least:
+            needed = self.options.least
+            raise RunError(f"{left} evaluators are left, and {needed} are needed; the last one was lost: {error}")
 
     def describe(self) -> str:
         return f"{self.options.count} {'evaluator' if self.options.count == 1 else 'evaluators'} on Ray"
@@ -195,5 +219,6 @@ class RayEvaluators:
     def close(self) -> None:
         """End the evaluators and leave the cluster."""
         for member in self.members:
-            member.remote.kill()
+            if member.remote is not None:
+                member.remote.kill()
         self._leave()

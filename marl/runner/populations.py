@@ -157,7 +157,7 @@ def _ray_crew(config: ExperimentConfig, name: str, lanes: int) -> Crew:
         blueprint = Blueprint("marl.runner.parts:make_parts", {"config": config.model_dump(mode="json")}, path)
         job = EvaluatorJob(name, lanes, _faults(own), blueprint.identity())
         process = ProcessOptions(cpus=own.cpus_per_actor)
-        options = RayEvaluatorOptions(own.actors, process, call_limit_s=own.actor_timeout)
+        options = RayEvaluatorOptions(own.actors, process, call_limit_s=own.actor_timeout, least=own.min_actors)
         return RayEvaluators(blueprint, job, options, session.close)
     except BaseException:
         session.close()

@@ -204,6 +204,11 @@ def test_the_papers_sizes_are_a_preset_and_keys_beside_it_win() -> None:
     assert (paper.population, paper.candidates, paper.candidate_episodes) == (1000, 5, 30)
 
 
+def test_a_small_population_has_fewer_candidates() -> None:
+    assert RandomSearchConfig(population=4).candidates == 4
+    assert RandomSearchConfig.model_validate({"preset": "paper", "population": 5}).candidates == 5
+
+
 def test_more_candidates_than_individuals_are_refused() -> None:
     with pytest.raises(ValidationError, match="20 candidates of 10 individuals"):
         RandomSearchConfig(population=10, candidates=20)

@@ -51,12 +51,12 @@ def cluster() -> Iterator[None]:
     session.close()
 
 
-def on_ray(count: int, **options: Any) -> Any:
+def on_ray(count: int, identity: str = "", **options: Any) -> Any:
     from marl.dataflow.ray_population import RayEvaluatorOptions, RayEvaluators
 
     data = resolved(PLAN).model_dump(mode="json")
     blueprint = Blueprint("marl.runner.parts:make_parts", {"config": data}, tuple(sys.path))
-    job = EvaluatorJob("all", LANES, (0.05, 3, 60.0), blueprint.identity())
+    job = EvaluatorJob("all", LANES, (0.05, 3, 60.0), identity or blueprint.identity())
     return RayEvaluators(blueprint, job, RayEvaluatorOptions(count, **options))
 
 
@@ -116,10 +116,7 @@ def test_evaluators_that_are_killed_or_stopped_change_nothing(expected: list[dic
 
 @pytest.mark.usefixtures("cluster")
 def test_what_goes_wrong_in_an_evaluator_ends_the_run_in_one_line() -> None:
-    crew = on_ray(1)
-    crew.close()
-    crew.job = EvaluatorJob("all", LANES, (0.05, 3, 60.0), "another")
-    crew.members = [crew._start(0)]
+    crew = on_ray(1, identity="another")
     with pytest.raises(MarlError, match=r"^this process runs other code or another experiment") as caught:
         log_of(crew, 1)
     assert "\n" not in str(caught.value)
