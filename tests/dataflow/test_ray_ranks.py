@@ -129,12 +129,10 @@ def test_a_run_goes_on_when_one_of_its_learners_is_killed(session: Any) -> None:
         (other,) = others_of(run.run.about["learner"]["pid"])
         os.kill(other, signal.SIGKILL)
         began = time.monotonic()
-        for _ in range(3):
-            run.dispatch(run, [0])
+        updates = sum(int(run.dispatch(run, [0])[1].updates["all"][0]) for _ in range(3))
         assert time.monotonic() - began < 60
+        assert updates >= 2  # one that was under way is lost
         assert [name for _, name, _ in run.take_events()].count("learner restarted") == 1
-        assert run.run.learned >= 4
-        assert run.run.version == run.run.learned + 1  # what the lost learner would have published next is left out
     alone.close()
 
 
