@@ -90,12 +90,12 @@ def resolved(plan: Plan) -> ExperimentConfig:
     if config.checkpoint.every is None:
         every = max(1, config.stop.env_steps // 10) if config.stop.env_steps else DEFAULT_CHECKPOINT_EVERY
         config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": every})})
+    check_trained_by(config, plan)
     if plan.population is not None:
         from marl.runner.populations import resolve_population
 
         found = resolve_population(config, plan, plan.population)
         return config.model_copy(update={"dataflow": config.dataflow.model_copy(update=found)})
-    check_trained_by(config, plan)
     if isinstance(config.dataflow, RllibConfig):
         return config
     found = {"updates_per_dispatch": updates_per_dispatch(config, plan)}

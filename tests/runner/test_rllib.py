@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 import yaml
 
 from marl.agents.rllib.config import RllibIMPALAConfig, RllibPPOConfig
 from marl.cli import main
-from marl.core.errors import ConfigError
+from marl.core.errors import ConfigError, RunError
+from marl.io import checkpoint as checkpoints
 from marl.runner.build import resolved
 from marl.runner.load import config_from, load_experiment
 from marl.runner.plan import make_plan
@@ -88,6 +92,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         config(agents={"all": {"algorithm": "rllib/IMPALA"}}, dataflow={"num_env_runners": 0}),
         "num_env_runners.*at least 1",
     ),
+    "a search beside it": (config(agents=TWO | {"boss": {"algorithm": "random_search"}}), r"agents\.boss.*all roles"),
     "masks": (config(env={"id": f"gymnasium:{WORLDS}:Masked"}), "know no action masks"),
     "masks of a world in JAX": (
         config(env={"id": "probe_roles_v0"}),
@@ -101,6 +106,15 @@ def test_what_rllib_cannot_train_is_one_error(with_torch: None, name: str) -> No
     data, message = BAD[name]
     with pytest.raises(ConfigError, match=message):
         resolved(make_plan(config_from(data)))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(with_torch: None) -> None:
+    plan = make_plan(config_from(config()))
+    run = build_rllib(resolved(plan), plan)
+    run._note(0, {"boss": {"loss/total": 1.0}, "scout": {"loss/total": 3.0}})
+    assert run._metrics == [{"all": {"loss/total": 2.0}}]
+    with pytest.raises(RunError, match="'all' has diverged: RLlib's loss/total is nan"):
+        run._note(0, {"boss": {"loss/total": 1.0}, "scout": {"loss/total": float("nan")}})
 
 
 def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +219,40 @@ def test_ppo_trains_resumes_and_is_used_without_rllib(torch_folder: Path) -> Non
     frozen = config(name="frozen", agents={"scout": options, "boss": options})
     (torch_folder / "frozen.yaml").write_text(json.dumps(frozen))
     assert main(["evaluate", "frozen.yaml", "--episodes", "2"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_checkpoint_holds_the_whole_learner_and_the_published_network_is_its_own(torch_folder: Path) -> None:
+    plan = make_plan(
+        config_from(config(agents={"all": {**PPO, **SMALL, "sharing": "none"}}, dataflow={"num_env_runners": 0}))
+    )
+    settled = resolved(plan)
+    with contextlib.closing(build_rllib(settled, plan)) as run, contextlib.closing(build_rllib(settled, plan)) as again:
+        run.dispatch(run.init(), [0])
+        stored = run.snapshot(run)
+        path = checkpoints.save(torch_folder, 200, stored, {})
+        again.load(path, again.init())
+        jax.tree.map(np.testing.assert_array_equal, again.snapshot(again), stored)
+        assert [words[1] for words in again.take_events()] == ["episodes restarted"]
+        _, result = again.dispatch(again, [200])
+        assert result.updates["all"].tolist() == [1]
+        assert again.trainers[0].updates() == 2
+        kept = stored["learners"][0]
+        assert {float(moments["step"]) for own in kept["optimizers"].values() for moments in own.values()} > {0.0}
+
+        policy, params = plan.policies["all"], run.published(run, 0)["all"]
+        assert params["scout"][0]["weight"].shape[0] == 2  # a network each
+        spec = next(spec for spec in plan.env.roles if spec.name == "scout")
+        obs = np.random.default_rng(0).normal(size=(2, 2)).astype(np.float32)
+        ours = policy.distribution(spec, params["scout"], obs).logits  # type: ignore[attr-defined]
+        for index in range(2):
+            import torch
+
+            module = run.trainers[0]._learner().module[f"scout_{index}"]
+            with torch.no_grad():
+                theirs = module.forward_inference({"obs": torch.from_numpy(obs[index : index + 1])})
+            np.testing.assert_allclose(ours[index], theirs["action_dist_inputs"][0].numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
