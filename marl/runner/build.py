@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from typing import TypeAlias
 
@@ -285,6 +286,15 @@ def check_ray(config: ExperimentConfig, plan: Plan) -> None:
         check_object_store(config, plan)
 
 
+def blueprint(config: ExperimentConfig) -> Blueprint:
+    """How any process of a run on Ray makes its parts: from the same config, and in the same folder if it has it, as a
+    config may name files and modules of the folder where it was run."""
+    assert isinstance(config.dataflow, RayConfig)
+    path = () if config.dataflow.address else tuple(sys.path)
+    arguments = {"config": config.model_dump(mode="json"), "folder": os.getcwd()}
+    return Blueprint("marl.runner.parts:make_parts", arguments, path)
+
+
 def build_ray(config: ExperimentConfig, plan: Plan) -> RayPlacement:
     """The dataflow on Ray of a resolved config; its processes are not started yet.
 
@@ -324,12 +334,10 @@ def build_ray(config: ExperimentConfig, plan: Plan) -> RayPlacement:
         object_store_bytes=ray.object_store * 2**20,
         dashboard=ray.dashboard,
     )
-    path = () if ray.address else tuple(sys.path)
-    blueprint = Blueprint("marl.runner.parts:make_parts", {"config": config.model_dump(mode="json")}, path)
     length = common_rollout({name: plan.policies[name] for name in plan.learners})
     fixed = frozen_params(plan)
     not_learning = {name: fixed.get(name, ()) for name in plan.policies if name not in plan.learners}
-    return RayPlacement(blueprint, plan.learners, not_learning, options, session, config.seed_list[0], length)
+    return RayPlacement(blueprint(config), plan.learners, not_learning, options, session, config.seed_list[0], length)
 
 
 def build_dataflow(config: ExperimentConfig, plan: Plan) -> Fused | Local | PopulationRun | RllibRun | RayPlacement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from marl.core.algorithm import Algorithm
@@ -11,8 +12,13 @@ from marl.runner.load import config_from
 from marl.runner.plan import make_plan
 
 
-def make_parts(config: dict[str, Any]) -> Parts:
-    """config: an ExperimentConfig's values in JSON form. Raises: ConfigError if it means nothing in this process."""
+def make_parts(config: dict[str, Any], folder: str = "") -> Parts:
+    """config: an ExperimentConfig's values in JSON form.  folder: where to work from now on, if there is such a folder
+    here.
+
+    Raises: ConfigError if it means nothing in this process."""
+    if os.path.isdir(folder):
+        os.chdir(folder)
     plan = make_plan(config_from(config))
 
     def on_axis(name: str, axis: str) -> Algorithm:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import jax
@@ -10,12 +9,11 @@ import jax
 from marl.core.evolution import evolves
 from marl.core.host_group import FaultPolicy
 from marl.dataflow.groups import GroupHandle, InlineGroup, RemoteGroup, WorkerProcess
-from marl.dataflow.parts import Blueprint
 from marl.dataflow.population import PopulationRun
 from marl.dataflow.population_crew import Crew, LocalCrew
 from marl.dataflow.population_evaluators import LANES_TIMES, HostEvaluator, JaxEvaluator
 from marl.dataflow.population_shell import EvaluatorJob
-from marl.runner.build import device, frozen_params, learner_devices
+from marl.runner.build import blueprint, device, frozen_params, learner_devices
 from marl.runner.plan import Plan
 from marl.runner.schema import DecoupledConfig, ExperimentConfig, FusedConfig, LocalConfig, RayConfig
 
@@ -153,12 +151,11 @@ def _ray_crew(config: ExperimentConfig, name: str, lanes: int) -> Crew:
     try:
         from marl.dataflow.ray_population import RayEvaluatorOptions, RayEvaluators
 
-        path = () if own.address else tuple(sys.path)
-        blueprint = Blueprint("marl.runner.parts:make_parts", {"config": config.model_dump(mode="json")}, path)
-        job = EvaluatorJob(name, lanes, _faults(own), blueprint.identity())
+        recipe = blueprint(config)
+        job = EvaluatorJob(name, lanes, _faults(own), recipe.identity())
         process = ProcessOptions(cpus=own.cpus_per_actor)
         options = RayEvaluatorOptions(own.actors, process, call_limit_s=own.actor_timeout, least=own.min_actors)
-        return RayEvaluators(blueprint, job, options, session.close)
+        return RayEvaluators(recipe, job, options, session.close)
     except BaseException:
         session.close()
         raise
