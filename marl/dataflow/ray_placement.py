@@ -64,6 +64,7 @@ class RayPlacement:
     def init(self) -> RayPlacement:
         """Start every process. The state of this placement is the placement itself."""
         self.run.start()
+        self.session.note_processes()
         return self
 
     def dispatch(self, state: RayPlacement, env_steps: Sequence[int]) -> tuple[RayPlacement, DispatchResult]:

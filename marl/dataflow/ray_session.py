@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import socket
@@ -85,6 +84,15 @@ class Session:
             self.close()
             raise UserError(f"cannot start Ray on this machine: {_first_line(error)}") from error
 
+    def note_processes(self) -> None:
+        """Have what runs below this process by now ended with it, should it be killed."""
+        if self._janitor is None or self._janitor.stdin is None:
+            return
+        lines = [f"{pid} {begun}\n" for pid, begun in _below(os.getpid()) if pid != self._janitor.pid]
+        with contextlib.suppress(OSError):
+            self._janitor.stdin.write("".join(lines).encode())
+            self._janitor.stdin.flush()
+
     def close(self) -> None:
         """Leave the cluster; one of our own ends, and its files go."""
         if self._owner:
@@ -99,18 +107,40 @@ class Session:
             self._janitor = None
 
 
+_JANITOR = """
+noted=$(cat)
+sleep 1; rm -rf -- "$1"; sleep "$2"; rm -rf -- "$1"
+echo "$noted" | while read -r pid begun; do
+    if [ -n "$pid" ] && [ "$(sed 's/.*) //' "/proc/$pid/stat" 2>&- | cut -d' ' -f20)" = "$begun" ]; then
+        kill -9 "$pid"
+    fi
+done
+"""
+
+
 def _janitor(folder: Path) -> subprocess.Popen[bytes]:
-    """A process that does nothing until this one has ended, however it ends, and then removes the folder. Ray's own
-    processes end with this one: the kernel sees to that."""
-    words = f"cat; for wait in 1 {_TIDY_S}; do sleep $wait; rm -rf -- {shlex.quote(str(folder))}; done"
+    """A process that waits until this one has ended, however it ends, and then removes the folder and ends the
+    processes that it was told of: the kernel ends Ray's own with this one, but its agents look for the head for a
+    minute first."""
     return subprocess.Popen(
-        ["/bin/sh", "-c", words],
-        stdin=subprocess.PIPE,  # which nobody writes to, and which ends with this process
+        ["/bin/sh", "-c", _JANITOR, "marl-janitor", str(folder), str(_TIDY_S)],
+        stdin=subprocess.PIPE,  # it ends with this process
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         cwd="/",
     )
+
+
+def _below(pid: int) -> Iterator[tuple[int, str]]:
+    """The processes that a process has started, and those that they have: number and, in the kernel's clock, when they
+    began."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, children.read_text().split()):
+                fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+                yield child, fields[19]
+                yield from _below(child)
 
 
 @contextlib.contextmanager
