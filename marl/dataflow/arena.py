@@ -81,6 +81,8 @@ def unpack(arena: NDArray[np.uint8], *, verify: bool = True, schema: int | None 
     if schema is not None and int(head[2]) != schema:
         raise ArenaError(f"an arena has layout {int(head[2]):016x}, expected {schema:016x}")
     index = bytes(arena[_HEAD : _HEAD + int(head[1])])
+    if _schema(index) != int(head[2]):
+        raise ArenaError(f"an arena of {size} bytes is damaged: its index is not the one it was made with")
     structure, entries = json.loads(index)
     base = -(-(_HEAD + len(index)) // _ALIGN) * _ALIGN
     leaves = []

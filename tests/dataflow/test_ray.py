@@ -13,6 +13,7 @@ import pytest
 from marl.core.errors import UserError
 from marl.core.host_group import FaultPolicy
 from marl.dataflow.local import Local, LocalOptions
+from marl.dataflow.ray_crew import ProcessOptions
 from marl.dataflow.ray_placement import RayPlacement
 from marl.dataflow.ray_run import RayOptions
 from marl.dataflow.ray_session import Session, SessionOptions
@@ -84,7 +85,9 @@ def test_at_staleness_zero_the_numbers_are_those_of_one_process(
                 np.testing.assert_allclose(a, b, rtol=0 if number == 1 else 1e-4, atol=1e-6)
         assert one.flow["flow/policy_lag_max"] == 0
         if options:  # a policy server is one of the processes, and actions came from nowhere else
-            assert remote.run.servers.servers[0].remote.ask("counters")["answered"] >= 10 * 2 * 4
+            server = remote.run.servers.servers[0]
+            assert server.remote.ask("counters")["answered"] >= 10 * 2 * 4
+            assert server.about["env"]["JAX_PLATFORMS"] == "cpu"
     finally:
         remote.close()
 
@@ -131,6 +134,14 @@ def test_stale_rollouts_and_gradients_keep_their_bounds_and_every_process_its_de
     finally:
         stale.close()
         workers.close()
+
+
+def test_a_process_with_a_gpu_takes_its_share_of_the_memory_and_others_see_none() -> None:
+    assert ProcessOptions().environment()["JAX_PLATFORMS"] == "cpu"
+    half = ProcessOptions(gpus=0.5, memory_fraction=0.8).environment()
+    assert half["JAX_PLATFORMS"] == "cuda,cpu"
+    assert half["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.400"
+    assert "--xla_force_host_platform_device_count=2" in ProcessOptions(host_devices=2).environment()["XLA_FLAGS"]
 
 
 def test_a_cluster_that_is_not_there_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
