@@ -25,6 +25,7 @@ from marl.dataflow.stage import common_rollout
 from marl.evaluate.host import HostEpisodePlayer, HostEvaluator
 from marl.evaluate.protocol import EpisodePlayer, Evaluator
 from marl.io.checkpoint import load_arrays
+from marl.runner.learners import check_learners, on_devices
 from marl.runner.memory import check_memory, check_object_store
 from marl.runner.plan import Plan
 from marl.runner.rllib import RllibRun, build_rllib, check_trained_by
@@ -118,10 +119,12 @@ def check_local(config: ExperimentConfig, plan: Plan) -> None:
     """What can be known of a local run before it begins.
 
     Raises: ConfigError if a device is absent, a learner cannot stand data as stale as `dataflow.max_staleness` lets it
-    be, the learners' rollouts differ, or the rollouts do not fit into the memory that is free.
+    be, the learners' rollouts differ, a batch cannot be split over the learners, or the rollouts do not fit into the
+    memory that is free.
     """
     local = config.dataflow
     assert isinstance(local, DecoupledConfig)
+    check_learners(config, plan, asynchronous(config, plan))
     if plan.host is not None and local.devices.actors.partition(":")[0] not in ("auto", "cpu"):
         text = f"'{local.devices.actors}' is asked for, but worlds in Python run on the CPU; expected auto or cpu"
         raise config.source.error(("dataflow", "devices", "actors"), text)
@@ -241,6 +244,7 @@ def build_local(config: ExperimentConfig, plan: Plan) -> Local:
         random_phase=bool(local.random_phase) and local.random_phase != "auto",
         updates_per_dispatch=updates_per_dispatch(config, plan),
         faults=FaultPolicy(faults.share, faults.grace, faults.timeout),
+        make_learner=on_devices(config, plan, device(config, "learner")),
         **_devices(config),
     )
     worlds = plan.jax_env if plan.host is None else plan.host
@@ -261,8 +265,7 @@ def _devices(config: ExperimentConfig) -> dict[str, jax.Device]:
 def check_ray(config: ExperimentConfig, plan: Plan) -> None:
     """What can be known of a run on Ray before it begins, beside `check_local`.
 
-    Raises: ConfigError if it has several seeds, a batch cannot be split over the learners, or the chunks under way
-    would fill the object store.
+    Raises: ConfigError if it has several seeds, or the chunks under way would fill the object store.
     """
     ray = config.dataflow
     assert isinstance(ray, RayConfig)
@@ -273,12 +276,6 @@ def check_ray(config: ExperimentConfig, plan: Plan) -> None:
     if ray.gpus_per_learner and ray.gpus_per_learner < ray.learners:
         text = f"{ray.learners} learners with {ray.gpus_per_learner:g} GPUs; expected a GPU each"
         raise source.error(("dataflow", "gpus_per_learner"), text)
-    if ray.learners > 1 and (asynchronous(config, plan) or ray.num_envs % ray.learners):
-        text = (
-            f"{ray.learners} learners share batches of {ray.num_envs} lanes; "
-            "expected gradients: batch and a divisor of num_envs"
-        )
-        raise source.error(("dataflow", "learners"), text)
     if ray.inference == "served" and plan.host is None:
         text = "served inference is for worlds in Python; a world in JAX infers where it runs: expected inline"
         raise source.error(("dataflow", "inference"), text)
@@ -317,20 +314,21 @@ def build_ray(config: ExperimentConfig, plan: Plan) -> RayPlacement:
         updates_per_dispatch=updates_per_dispatch(config, plan),
         min_actors=ray.min_actors,
         learners=ray.learners,
+        learner_processes=ray.learner_processes,
         servers=servers,
         faults=(faults.share, faults.grace, faults.timeout),
         call_limit_s=ray.actor_timeout,
         actor=ProcessOptions(cpus=ray.cpus_per_actor),
         learner=ProcessOptions(
-            gpus=ray.gpus_per_learner,
+            gpus=ray.gpus_per_learner / ray.learner_processes,
             memory_fraction=ray.memory_fraction,
-            host_devices=1 if ray.gpus_per_learner else ray.learners,
+            host_devices=1 if ray.gpus_per_learner else ray.learners // ray.learner_processes,
         ),
         server=ProcessOptions(gpus=ray.gpus_per_server, memory_fraction=ray.memory_fraction),
     )
     session = SessionOptions(
         address=ray.address,
-        cpus=ray.actors * ray.cpus_per_actor + 1 + servers,
+        cpus=ray.actors * ray.cpus_per_actor + ray.learner_processes + servers,
         object_store_bytes=ray.object_store * 2**20,
         dashboard=ray.dashboard,
     )

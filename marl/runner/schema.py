@@ -166,7 +166,7 @@ class DecoupledConfig(FrozenConfig):
     num_envs: copies of the world, in `slots` groups that fill a rollout each.  max_staleness: how many versions old a
     rollout may be when it is learned from.  gradients: `asynchronous`: each slot is a worker whose gradient is applied
     as it arrives (A3C).  random_phase: slots begin at different rows of their first rollout, so that they are not all
-    full at the same moment.
+    full at the same moment.  learners: devices that share every batch.
     """
 
     num_envs: int = Field(default=32, ge=1, le=2**16)
@@ -175,6 +175,7 @@ class DecoupledConfig(FrozenConfig):
     gradients: Literal["auto", "batch", "asynchronous"] = "auto"
     random_phase: bool | Literal["auto"] = "auto"
     updates_per_dispatch: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
+    learners: int = Field(default=1, ge=1, le=256)
     devices: DevicesConfig = DevicesConfig()
     world_faults: WorldFaultsConfig = WorldFaultsConfig()
 
@@ -215,17 +216,18 @@ class RayConfig(DecoupledConfig):
     """The same parts in processes of their own on Ray, here or on a cluster.
 
     actors: processes that fill rollouts.  inference: where actions are inferred: `inline` in the actors, or `served` by
-    `servers` policy servers.  learners: devices that share a batch.  address: of a cluster (`auto`, host:port); without
-    it the run starts one on this machine.  min_actors: with fewer left the run fails.  actor_timeout: an actor that
-    does not answer for so long is started anew.  cpus_per_actor, gpus_per_learner, gpus_per_server: Ray's resources;
-    memory_fraction: of a GPU's memory.  object_store: MiB, of a cluster that the run starts.
+    `servers` policy servers.  learner_processes: that share the learners evenly.  address: of a cluster (`auto`,
+    host:port); without it the run starts one on this machine.  min_actors: with fewer left the run fails.
+    actor_timeout: an actor that does not answer for so long is started anew.  cpus_per_actor, gpus_per_learner,
+    gpus_per_server: Ray's resources; memory_fraction: of a GPU's memory.  object_store: MiB, of a cluster that the run
+    starts.
     """
 
     kind: Literal["ray"] = "ray"
     actors: int = Field(default=2, ge=1, le=4096)
     inference: Literal["inline", "served"] = "inline"
     servers: int = Field(default=1, ge=1, le=256)
-    learners: int = Field(default=1, ge=1, le=256)
+    learner_processes: int = Field(default=1, ge=1, le=256)
     address: str | None = Field(default=None, min_length=1)
     min_actors: int = Field(default=1, ge=1, le=4096)
     actor_timeout: PositiveDuration = 600.0
@@ -248,6 +250,8 @@ class RayConfig(DecoupledConfig):
     def _enough(self) -> RayConfig:
         if self.min_actors > self.actors:
             raise ValueError(f"min_actors {self.min_actors} is more than actors {self.actors}")
+        if self.learners % self.learner_processes:
+            raise ValueError(f"learners {self.learners} is no multiple of learner_processes {self.learner_processes}")
         return self
 
 
