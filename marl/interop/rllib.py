@@ -313,9 +313,12 @@ class RllibTrainer:
         Raises: CheckpointError if it is of other networks.
         """
         restore_learner(self._learner(), stored)
-        group = self.algorithm.learner_group
-        sync = functools.partial(self.algorithm.env_runner_group.sync_weights, group, inference_only=True)
-        self._guarded("failed", sync)
+        hand_out = functools.partial(
+            self.algorithm.env_runner_group.sync_weights,
+            from_worker_or_learner_group=self.algorithm.learner_group,
+            inference_only=True,
+        )
+        self._guarded("failed", hand_out)
 
     def close(self) -> None:
         """End the env runners."""
