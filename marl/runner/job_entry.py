@@ -11,10 +11,12 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,10 +73,16 @@ def pack(folder: Path, archive: Path, *, checkpoints: bool) -> dict[str, Any]:
 
 
 def _run(words: Sequence[str]) -> int:
-    """Run `marl ...` to its end. Ray signals every process of a job it stops, so this one has only to wait."""
+    """Run `marl ...` to its end. Ray signals every process of a job it stops, so this one has only to wait.
+
+    In a copy of the job's files: Ray unpacks them anew when another node on the same machine needs them, and a process
+    in the old folder is then nowhere.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: None)  # unlike SIG_IGN not inherited
-    code = subprocess.run([sys.executable, "-m", "marl.cli", *words], check=False).returncode
+    with tempfile.TemporaryDirectory(prefix="marl-job-") as copy:
+        shutil.copytree(".", copy, dirs_exist_ok=True)
+        code = subprocess.run([sys.executable, "-m", "marl.cli", *words], cwd=copy, check=False).returncode
     return code if code >= 0 else 128 - code
 
 

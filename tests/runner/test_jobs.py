@@ -233,12 +233,12 @@ def head(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert not (folder / "token").exists()
 
 
-def client(head: dict[str, str], *arguments: str, **changed: str) -> subprocess.Popen[str]:
+def client(head: dict[str, str], *arguments: str, command: str = "submit", **changed: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {key: value for key, value in head.items() if key.startswith("RAY_")} | changed
-    command = [sys.executable, "-m", "marl.cli", "submit", "--address", head["address"], *arguments]
+    words = [sys.executable, "-m", "marl.cli", command, "--address", head["address"], *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 @pytest.mark.slow
@@ -272,6 +272,19 @@ def test_a_run_on_ray_uses_the_cluster_that_it_was_submitted_to(head: dict[str, 
     with open_url(head["address"], "/api/v0/actors", {"Authorization": f"Bearer {token}"}) as answer:
         actors = json.load(answer)["data"]["result"]["result"]
     assert len([actor for actor in actors if "Supervisor" not in actor["class_name"]]) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_sweep_runs_on_the_cluster_and_its_folder_comes_back(head: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
+    where = ["--remote-dir", head["remote"], "-o", str(tmp_path / "back")]
+    with client(head, str(tmp_path / "tiny.yaml"), "seed=[1,2]", *where, command="sweep") as process:
+        output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    rows = json.loads((tmp_path / "back" / "sweep.json").read_text())["trials"]
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert sorted(run.name for run in list_runs(tmp_path / "back" / "runs")) == ["tiny-seed-1", "tiny-seed-2"]
 
 
 @pytest.mark.slow
