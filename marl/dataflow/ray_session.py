@@ -60,6 +60,7 @@ class Session:
             self._start(ray, options)
         else:
             _join(ray, address)
+        _say_less()
 
     def _start(self, ray: Any, options: SessionOptions) -> None:
         """A cluster of our own: token authentication, loopback, a folder that goes with it."""
@@ -164,6 +165,14 @@ def _forks_in_silence() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
         yield
+
+
+def _say_less() -> None:
+    """Ray prints a paragraph for every process that is lost; a run says it in one line of its own."""
+    with contextlib.suppress(Exception):
+        from ray._private import worker
+
+        worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 
 def _guard() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from marl.dataflow.ray_crew import now
 
 LOOK_S = 3.0  # between two looks
-FULL = 0.8  # of a store that is taken: no more rollouts are begun until there is room
+FULL = 0.7  # of a store that is taken: no more rollouts are begun until there is room; Ray spills beyond 0.8
 _ANSWER_S = 1.0
 
 

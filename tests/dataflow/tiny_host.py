@@ -15,7 +15,7 @@ from marl.core.spaces import Box, Discrete
 class TinyHost:
     """Each agent sees three numbers drawn from the episode's seed and gets 1 for action 0 and its first number else.
 
-    fault: `raise`, `nan`, `hang` or `die` at step `at` of episodes whose seed is a multiple of `every`.
+    fault: `raise`, `nan`, `huge`, `hang` or `die` at step `at` of episodes whose seed is a multiple of `every`.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class TinyHost:
             row.reward[name][:] = np.where(chosen == 0, 1.0, seen[name][:, 0])
         if broken and self.fault == "nan":
             row.obs["one"][1, 2] = np.nan
+        if broken and self.fault == "huge":  # finite, but no loss of it is
+            row.reward["one"][:] = 3e38
         last = self.t >= self.length
         if last and self.seed % 2:
             for role in self.roles:
