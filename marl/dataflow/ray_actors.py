@@ -253,7 +253,9 @@ class Actors:
 
     def take(self, hand: Hand, reference: Any) -> tuple[Call, dict[str, Any]] | None:
         """A call that was answered, with its report; None if its actor is lost instead."""
-        call = hand.calls[reference]
+        call = hand.calls.get(reference)
+        if call is None:  # its actor was lost a moment ago, over another call
+            return None
         try:
             said = get(reference)
         except (ArgumentLostError, ArenaError) as error:  # weights that went with a node, or came damaged
