@@ -50,14 +50,21 @@ def requests() -> Any:
         yield json.loads(line)
 
 
-def serve(about: dict[str, Any], train: Callable[[], int], mean_return: Callable[[], float | None]) -> None:
+def serve(
+    about: dict[str, Any],
+    train: Callable[[], int],
+    mean_return: Callable[[], float | None],
+    more: Callable[[], dict[str, Any]] = dict,
+) -> None:
     """Answer requests with a side that can go on and pause.
 
     train: some iterations of collecting and learning; returns how many env steps they collected.
     mean_return: of the last 100 training episodes, None before there were so many.
+    more: called when a window begins, and when it ends for what else is to be answered.
     """
     say(about)
     for request in requests():
+        more()
         began, done = time.perf_counter(), 0
         limit = request.get("seconds") or request["limit_s"]
         answer: dict[str, Any] = {}
@@ -69,7 +76,7 @@ def serve(about: dict[str, Any], train: Callable[[], int], mean_return: Callable
                     answer["reached"] = True
                     break
         elapsed = time.perf_counter() - began
-        say({**answer, "env_steps": done, "seconds": elapsed})
+        say({**answer, "env_steps": done, "seconds": elapsed, **more()})
 
 
 class Returns:
