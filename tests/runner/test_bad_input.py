@@ -98,11 +98,25 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     "name too long": (edited("name: bad", f"name: {'x' * 65}"), ["exp.yaml:1: name: ", "1 to 64"]),
     "unknown dataflow": (
         edited("  num_envs", "  kind: fusd\n  num_envs"),
-        ["exp.yaml:7: dataflow.kind: 'fusd'", "expected 'fused'", "did you mean 'fused'?"],
+        ["exp.yaml:7: dataflow.kind: 'fusd'", "expected fused, local or ray", "did you mean 'fused'?"],
     ),
-    "dataflow of a later version": (
+    "a key that a dataflow on Ray does not have": (
         edited("  num_envs", "  kind: ray\n  num_actors"),
-        ["exp.yaml:7: dataflow.kind: 'ray': not available yet in this version", "expected 'fused'"],
+        ["exp.yaml:8: dataflow.num_actors: unknown key", "did you mean 'min_actors'?"],
+    ),
+    "slots that actors cannot share": (
+        edited("  num_envs", "  kind: ray\n  actors: 3\n  slots: 4\n  num_envs"),
+        ["exp.yaml:6: dataflow: slots 4 is no multiple of actors 3"],
+    ),
+    "several seeds on Ray": (
+        edited("  num_envs", "  kind: ray\n  num_envs").replace("seed: 1", "seeds: [0, 1]"),
+        ["seeds", "trains one seed a run", "marl sweep"],
+    ),
+    "more in flight than the object store holds": (
+        edited("  num_envs: 8", "  kind: ray\n  num_envs: 65536\n  object_store: 80").replace(
+            "rollout: 4", "rollout: 4096"
+        ),
+        ["object_store", "expected at least"],
     ),
     "unknown device kind": (
         edited("  num_envs", "  devices: {learner: gpus}\n  num_envs"),

@@ -46,7 +46,7 @@ def test_everything_runs_in_an_environment_of_its_own(checkout: Any) -> None:
         "pytest -k waterworld tests/interop tests/runner",
     ]
     *_, everything, older = (checkout.fake / "log").read_text().splitlines()
-    assert everything.endswith(f"-e {checkout.root}[dev,reference,worlds,atari]")
+    assert everything.endswith(f"-e {checkout.root}[dev,reference,worlds,atari,rllib-torch]")
     assert older.endswith(f"--target {checkout.root}/.venv-all/older pettingzoo==1.25.0 pymunk==6.11.1")
     assert (checkout.root / ".venv-all").is_dir()
     assert not (checkout.root / ".venv").exists()
