@@ -12,9 +12,18 @@ import numpy as np
 from marl.core.types import Tree
 from marl.dataflow.learning import DispatchResult
 from marl.dataflow.parts import Blueprint
+from marl.dataflow.ray_metrics import Gauges
 from marl.dataflow.ray_run import RayOptions, RayRun
 from marl.dataflow.ray_session import Session, SessionOptions
 from marl.io import checkpoint
+
+# What Ray's dashboard shows, by the kind of part that it is about.
+SHOWN = {
+    "actor": ("flow/actors", "flow/lost_actors", "flow/env_steps", "flow/bottleneck/world", "flow/bottleneck/actor"),
+    "server": ("flow/bottleneck/inference",),
+    "learner": ("flow/version", "flow/policy_lag", "flow/lost_learners", "flow/bottleneck/learner"),
+    "store": ("flow/store_share", "flow/store_spilled_mb", "flow/chunks_offered", "flow/chunks_dropped"),
+}
 
 
 class RayPlacement:
@@ -38,6 +47,7 @@ class RayPlacement:
         self.options, self.seeds, self.num_envs = options, (seed,), options.num_envs
         self.rollout, self.fixed = rollout, dict(fixed)
         self.devices = [jax.devices()[0]]
+        self._gauges = {kind: Gauges(kind) for kind in SHOWN}
         self.session = Session(session)
         try:
             self.run = RayRun(blueprint, learners, options, seed, self.session.folder)
@@ -71,6 +81,10 @@ class RayPlacement:
         """`updates_per_dispatch` updates. env_steps: counted by the run itself."""
         del env_steps
         result = self.run.run(self.options.updates_per_dispatch)
+        shown = {tag: float(value) for tag, value in result.flow.items()}
+        shown |= {"flow/env_steps": float(result.env_steps), "flow/version": float(self.run.version)}
+        for kind, tags in SHOWN.items():
+            self._gauges[kind].set({tag: shown[tag] for tag in tags if tag in shown})
         return state, jax.tree.map(lambda x: np.asarray(x)[None], result)
 
     def published(self, state: RayPlacement, seed_index: int) -> dict[str, Tree]:
