@@ -123,7 +123,7 @@ def test_chunks_that_are_lost_with_their_node_are_counted_and_the_learner_lives(
     second, third = nodes.add(1), nodes.add(1)
     whole = ProcessOptions(cpus=1.0)
     # The head has room for the learner only. Large chunks stay in their node's store; small ones travel with answers.
-    with running(None, actor=whole, learner=ProcessOptions(cpus=2.0), num_envs=512, heartbeat_s=1.0) as run:
+    with running(None, actor=whole, learner=ProcessOptions(cpus=2.0), num_envs=2048, heartbeat_s=1.0) as run:
         train_until(run, all_ready(run))
         learner = pid_of(run.learner)
         raylet = second.all_processes["raylet"][0].process.pid
@@ -142,7 +142,7 @@ def test_chunks_that_are_lost_with_their_node_are_counted_and_the_learner_lives(
         train_until(run, lambda: run.actors.lost == 1)
         run.run(2)
         seen = events_of(run)
-        assert len(seen["chunk lost"]) == 1
+        assert len(seen.get("chunk lost", ())) == 1, seen
         assert f"actor {there.index}" in seen["chunk lost"][0]
         assert run.ledger.lost["frames"] == sum(held[0][1].values())
         assert run.ledger.learners == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from marl.io.checkpoint import list_checkpoints, load_plain, read_header
+from marl.io.checkpoint import list_checkpoints, load_plain, read_header, read_manifest
 from marl.io.jsonl import read_rows
 
 pytestmark = [
@@ -207,3 +208,81 @@ def test_a_killed_run_goes_on_and_saves_when_it_is_told_to_end(lab: Lab, killed:
     assert json.loads((folder / "meta.json").read_text())["status"] == "interrupted"
     assert assert_consistent(folder) > before
     assert_gone(below)
+
+
+# ---- slow ones -------------------------------------------------------------------------------------------------------
+
+
+def finish(program: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for a program. Returns what it said."""
+    shown, _ = program.communicate(timeout=600)
+    assert program.returncode == code, shown
+    return shown
+
+
+def events_in(folder: Path) -> list[str]:
+    return [str(row["event"]) for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "event"]
+
+
+@pytest.fixture(scope="module")
+def whole(lab: Lab) -> Path:
+    """The run folder of a run that nothing happened to."""
+    finish(lab.start("train", "crash.yaml", "stop.env_steps=2000", "--runs-dir", "whole"))
+    (folder,) = (lab.folder / "whole" / "crash").iterdir()
+    return folder
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_if_nothing_had_happened(lab: Lab, whole: Path) -> None:
+    """F13: at staleness 0 bit for bit, worlds, open rollouts and tickets included."""
+    killed = lab.start(
+        "train", "crash.yaml", "stop.env_steps=2000", "--runs-dir", "killed", fault="checkpoint.rename:3:kill"
+    )
+    finish(killed, -signal.SIGKILL)
+    (folder,) = (lab.folder / "killed" / "crash").iterdir()
+    finish(lab.start("resume", str(folder)))
+    ends = [list_checkpoints(run / "checkpoints")[-1] for run in (folder, whole)]
+    assert ends[0].name == ends[1].name
+    assert read_manifest(ends[0])["files"]["arrays.bin"] == read_manifest(ends[1])["files"]["arrays.bin"]
+    assert_consistent(folder)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_a_checkpoint_does_not_stop_the_run(lab: Lab) -> None:
+    """F14."""
+    finish(
+        lab.start(
+            "train", "crash.yaml", "stop.env_steps=2000", "--runs-dir", "full", fault="checkpoint.arrays:2:enospc"
+        )
+    )
+    (folder,) = (lab.folder / "full" / "crash").iterdir()
+    assert events_in(folder).count("checkpoint failed") == 1
+    assert not list((folder / "checkpoints").glob("*.tmp*"))
+    assert_consistent(folder)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_with_other_processes(lab: Lab, whole: Path) -> None:
+    """F15; and actors, learners and the place of inference may be others from one resume to the next."""
+    folder = lab.folder / "damaged" / "crash" / whole.name
+    shutil.copytree(whole, folder)
+    newest = list_checkpoints(folder / "checkpoints")[-1]
+    content = bytearray((newest / "arrays.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "arrays.bin").write_bytes(content)
+    first = assert_resumed(lab, folder, "stop.env_steps=3000", "dataflow.actors=1", "dataflow.learners=2")
+    assert any("checkpoint" in event for event in events_in(folder))
+    second = assert_resumed(
+        lab, folder, "stop.env_steps=4000", "dataflow.actors=2", "dataflow.learners=1", "dataflow.inference=served"
+    )
+    assert second > first
+    shown = finish(lab.start("resume", str(folder), "dataflow.slots=4"), 2)
+    assert "dataflow.slots: cannot change here" in shown
+    assert "dataflow.actors" in shown
+    shown = finish(lab.start("resume", str(folder), "dataflow.actors=3"), 2)
+    assert "slots 2 is no multiple of actors 3" in shown
+
+
+def assert_resumed(lab: Lab, folder: Path, *overrides: str) -> int:
+    finish(lab.start("resume", str(folder), *overrides))
+    return assert_consistent(folder)
