@@ -68,6 +68,8 @@ class Session:
         base = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
         self.folder = Path(tempfile.mkdtemp(prefix="marl-ray-", dir=base))
         os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_S)
+        # The head remembers a hundred thousand calls otherwise, at some kilobytes each.
+        os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "1000")
         self._janitor = _janitor(self.folder)
         try:
             with _forks_in_silence(), _own_signals():

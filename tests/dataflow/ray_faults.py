@@ -56,8 +56,13 @@ def pid_of(part: Any) -> int:
 
 
 def kill(pid: int, after_s: float = 0.0, number: signal.Signals = signal.SIGKILL) -> threading.Timer:
-    """Send a signal to a process, at once or while something else goes on."""
-    timer = threading.Timer(after_s, os.kill, (pid, number))
+    """Send a signal to a process, at once or while something else goes on; one that has ended gets none."""
+
+    def send() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    timer = threading.Timer(after_s, send)
     timer.start()
     if not after_s:
         timer.join()

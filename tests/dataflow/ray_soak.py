@@ -216,7 +216,7 @@ def soak(seconds: float, every: float) -> dict[str, Any]:
             "memory_from_s": round(third, 1),
             "memory_mb": [round(first, 1), round(last, 1)],
             "memory_growth": round(last / first - 1, 4),
-            "memory_by_process": [_rounded(samples[0][1]), _rounded(samples[-1][1])],
+            "memory_by_process": [_rounded(next(p for at, p in samples if at >= third)), _rounded(samples[-1][1])],
             "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0]},
         }
     finally:
