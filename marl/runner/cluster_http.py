@@ -6,6 +6,7 @@ Ray.
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import json
 import os
@@ -96,6 +97,8 @@ def open_url(
         with error:
             text = error.read(200).decode(errors="replace").strip().partition("\n")[0]
         raise _refusal(url, error.code, text) from None
+    except http.client.HTTPException as error:  # Ray's own port 6379, for example
+        raise RunError(f"{url} does not speak HTTP: {type(error).__name__}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         reason = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
@@ -125,7 +128,7 @@ def check_head(url: str, headers: Mapping[str, str]) -> str:
             found: Any = json.loads(answer.read(1 << 16))
         version = str(found["ray_version"])
         numbers = tuple(int(part) for part in version.split(".")[:2])
-    except (RunError, ValueError, KeyError, TypeError):
+    except (RunError, ValueError, KeyError, TypeError, OSError, http.client.HTTPException):
         raise UserError(f"{url} answers, but not as the dashboard of a Ray head; expected such as {EXAMPLE}") from None
     low, high = SUPPORTED
     if not low <= numbers < high:

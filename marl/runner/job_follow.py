@@ -65,6 +65,7 @@ class Follower:
 
         failures = 0
         while True:
+            before = self._shown
             try:
                 await self._tail()
                 status = await asyncio.to_thread(self._client.get_job_status, self._job)
@@ -76,7 +77,7 @@ class Follower:
                 ValueError,
                 aiohttp.ClientError,
             ) as error:  # the connection was cut: once more from where it was
-                failures += 1
+                failures = 1 if self._shown > before else failures + 1  # in a row, however long the job takes
                 if failures > RETRIES:
                     raise RunError(f"the cluster no longer answers: {error}") from None
             await asyncio.sleep(min(1.0 + failures, 5.0))

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import http.client
 import importlib.metadata
 import importlib.util
 import json
@@ -123,9 +124,9 @@ class Cluster:
         """What Ray's client raises, as one line. Raises: UserError for an unknown job, RunError for the rest."""
         from ray.exceptions import RayError
 
-        try:
+        try:  # the errors of requests are OSErrors
             yield
-        except (RuntimeError, OSError, ValueError, RayError) as error:  # those of requests are OSErrors
+        except (RuntimeError, OSError, ValueError, http.client.HTTPException, RayError) as error:
             text = " ".join(str(error).split())[:300]
             if "does not exist" in text or "status code 404" in text:
                 raise UserError(

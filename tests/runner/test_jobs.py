@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from marl import cli
 from marl.core.errors import RunError, UserError
+from marl.runner import job_follow
 from marl.runner import jobs as jobs_module
 from marl.runner.cluster_http import auth_headers, check_head, dashboard_url, open_url
 from marl.runner.job_entry import pack
@@ -110,6 +115,60 @@ def test_what_answers_must_be_a_head_that_fits_and_lets_us_in(
     with pytest.raises(UserError) as raised:
         check_head(fake_head(status, text), {})
     assert said in str(raised.value)
+
+
+def test_what_does_not_speak_http_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def speak() -> None:
+            wire, _ = listening.accept()
+            with wire:
+                wire.recv(1000)
+                wire.sendall(b"\0\0\x12\4\0 not HTTP\r\n")
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        assert cli.main(["submit", "quickstart", "--address", url]) == 2
+        thread.join()
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {url} answers, but not as the dashboard of a Ray head")
+    assert error.count("\n") == 1
+
+
+class CutClient:
+    """A client whose connection is cut again and again."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts, self.asked = texts, 0
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        self.asked += 1
+        yield "".join(self.texts[: self.asked])
+        if self.asked < len(self.texts):
+            raise RuntimeError("the connection was closed")
+
+    def get_job_status(self, job: str) -> Any:
+        return SimpleNamespace(is_terminal=lambda: True)
+
+
+@pytest.mark.parametrize(("silent", "ends"), [(False, True), (True, False)])
+def test_a_long_job_is_followed_through_any_number_of_cut_connections(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, silent: bool, ends: bool
+) -> None:
+    async def at_once(seconds: float) -> None:
+        """Nobody waits here."""
+
+    monkeypatch.setattr(job_follow.asyncio, "sleep", at_once)
+    client = CutClient(["" if silent else f"line {number}\n" for number in range(3 * job_follow.RETRIES)])
+    follower = job_follow.Follower(client, "job", 1)
+    if ends:
+        assert asyncio.run(follower.run())
+        assert capsys.readouterr().out.splitlines() == [line.strip() for line in client.texts]
+    else:
+        with pytest.raises(RunError, match="no longer answers"):
+            asyncio.run(follower.run())
+        assert client.asked == job_follow.RETRIES + 1
 
 
 def test_a_missing_extra_is_one_line(fake_head: Callable[[int, str], str], monkeypatch: pytest.MonkeyPatch) -> None:
