@@ -252,6 +252,13 @@ class RayConfig(DecoupledConfig):
             raise ValueError(f"min_actors {self.min_actors} is more than actors {self.actors}")
         if self.learners % self.learner_processes:
             raise ValueError(f"learners {self.learners} is no multiple of learner_processes {self.learner_processes}")
+        for part, gpus in (("actors", 0.0), ("inference", self.gpus_per_server), ("learner", self.gpus_per_learner)):
+            asked = getattr(self.devices, part)
+            if asked != "auto" and (gpus or asked != "cpu"):
+                raise ValueError(
+                    f"devices.{part} {asked} means nothing on Ray; expected auto, with gpus_per_learner or "
+                    "gpus_per_server"
+                )
         return self
 
 

@@ -108,6 +108,10 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
         edited("  num_envs", "  kind: ray\n  actors: 3\n  slots: 4\n  num_envs"),
         ["exp.yaml:6: dataflow: slots 4 is no multiple of actors 3"],
     ),
+    "a device that nobody would use on Ray": (
+        edited("  num_envs", "  kind: ray\n  devices: {learner: gpu}\n  num_envs"),
+        ["exp.yaml:6: dataflow: devices.learner gpu means nothing on Ray", "gpus_per_learner"],
+    ),
     "several seeds on Ray": (
         edited("  num_envs", "  kind: ray\n  num_envs").replace("seed: 1", "seeds: [0, 1]"),
         ["seeds", "trains one seed a run", "marl sweep"],
