@@ -47,10 +47,11 @@ def ours(task: str, actors: int = ACTORS, worlds: int = 16, **more: Any) -> Side
     setting |= {"rollout": max(8, BATCH // setting["num_envs"]), "max_staleness": 1, "inference": "inline", **more}
     if setting["kind"] == "fused":
         return Side("ours", "ours", "ray_ours.py", setting, f"fused, {setting['num_envs']} worlds")
-    if setting["inference"] == "served" and worlds == 1:
-        setting.setdefault("slots", actors)
     label = f"{actors} {'actor' if actors == 1 else 'actors'} × {worlds} {'world' if worlds == 1 else 'worlds'}"
     label += f", {setting['inference']}"
+    if setting["inference"] == "served":
+        slots = setting.get("slots", 2 * actors) // actors
+        label += f" in {slots} slots" if slots > 1 else " in one slot"
     if "hidden" in setting:
         label += f", {setting['hidden']} wide"
     if setting.get("share_core"):
@@ -68,7 +69,10 @@ def grid(name: str, task: str) -> list[Side]:
         larger = dataclasses.replace(more, label=f"{more.label}, batch {BATCH}")
         return [peer_side("rllib_impala", task, ACTORS, worlds) for worlds in GRID] + [larger]
     found = [ours(task, worlds=worlds, inference=name) for worlds in GRID]
-    return found if name == "inline" else found[1:]  # one world a server's request: never the fastest by far
+    if name == "inline":
+        return found
+    # Two requests of 8 worlds an actor, or one of 16. One world a request is never the fastest by far.
+    return [*found[1:], ours(task, worlds=max(GRID), inference=name, slots=ACTORS)]
 
 
 def groups(part: str, best: Any) -> list[Group]:
@@ -85,7 +89,7 @@ def groups(part: str, best: Any) -> list[Group]:
             for task in ("cartpole", "spread")
         ]
     if part == "waiting":
-        sides = {f"{n}": ours("waiting", n, 1, rollout=64) for n in WAITING_ACTORS}
+        sides = {f"{n}": ours("waiting", n, 1, rollout=64, updates_per_dispatch=2) for n in WAITING_ACTORS}
         return [Group("waiting", part, "waiting", sides, "1", alone=True)]
     if part == "actors":
         return [
@@ -93,7 +97,7 @@ def groups(part: str, best: Any) -> list[Group]:
             for task in ("cartpole", "spread")
         ]
     if part == "served":
-        wide = {n: ours("spread", inference=n, hidden=1024) for n in ("inline", "served")}
+        wide = {n: ours("spread", worlds=32, rollout=32, inference=n, hidden=1024) for n in ("inline", "served")}
         jax = {"inline": ours("cartpole_jax"), "fused": ours("cartpole_jax", kind="fused")}
         return [
             decoupling(),
@@ -106,9 +110,7 @@ def groups(part: str, best: Any) -> list[Group]:
 
 def decoupling() -> Group:
     """Where inference is: in the actors, in a server of its own, in one that has to share the learner's processor."""
-    sides = {
-        "inline": ours("spread"),
-        "served": ours("spread", inference="served"),
-        "shared": ours("spread", inference="served", share_core=True),
-    }
+    own: dict[str, dict[str, Any]]
+    own = {"inline": {}, "served": {"inference": "served"}, "shared": {"inference": "served", "share_core": True}}
+    sides = {name: ours("spread", worlds=32, rollout=32, **more) for name, more in own.items()}
     return Group("served 64", "served", "spread", sides, "inline")
