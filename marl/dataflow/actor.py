@@ -61,8 +61,7 @@ class ActorOptions:
     """seed, num_envs, total_slots: of the whole run, whose lanes and keys are the same however many actors share them.
     slots: indices of this actor's.  workers: processes that step worlds, 0 for this one.  random_phase: slots begin
     their first rollout at different rows.  device: of worlds in JAX and the policies with them.  incarnation: how often
-    this actor was started anew after it was lost.  first_come: slots that waited longest come first, else the same
-    order always.
+    this actor was started anew after it was lost.
     """
 
     seed: int
