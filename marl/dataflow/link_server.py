@@ -77,6 +77,9 @@ class _OwnFolder:
     def _remove_abandoned(cls) -> None:
         for folder in Path(tempfile.gettempdir()).glob(f"{cls.PREFIX}*"):
             with contextlib.suppress(OSError):  # somebody else's, in use, or just gone
+                about = folder.lstat()
+                if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+                    continue  # a link may lead to a folder of ours that was never meant
                 lock = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -372,6 +372,18 @@ def test_the_folder_of_a_server_that_was_killed_goes_when_the_next_starts(monkey
     base.rmdir()
 
 
+def test_a_link_in_the_temporary_folder_costs_nobody_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    precious, base = tmp_path / "precious", private_folder()
+    precious.mkdir()
+    (precious / "lock").touch()
+    (base / "marl-link-0").symlink_to(precious)
+    monkeypatch.setattr(tempfile, "tempdir", str(base))
+    LinkServer(ASK, TELL).close()
+    assert (precious / "lock").exists()
+    (base / "marl-link-0").unlink()
+    base.rmdir()
+
+
 def test_a_folder_that_others_may_enter_and_a_long_path_are_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o750)
     with pytest.raises(UserError, match="mode 0700"):
