@@ -14,7 +14,7 @@ from collections import deque
 from typing import Any
 
 from marl.core.errors import LostError as LostError
-from marl.core.errors import MarlError
+from marl.core.errors import MarlError, RunError
 
 START_LIMIT_S = 180.0  # to start a process and build its parts, on a busy machine
 GIVE_UP = (5, 600.0)  # so many losses of one actor within so many seconds, and it is not started again
@@ -103,12 +103,20 @@ def get(reference: Any, limit_s: float = START_LIMIT_S) -> Any:
     except exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, MarlError) else None
         if cause is not None:
-            raise type(cause)(str(cause)) from error
+            raise _again(cause) from error
         if isinstance(error.cause, exceptions.ObjectLostError | exceptions.RayActorError):
             raise ArgumentLostError("what it was given is lost") from error
         raise RuntimeError(f"a process of the run failed:\n{error}") from error  # a defect: its traceback is wanted
     except (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.RaySystemError) as error:
         raise LostError(_reason(error)) from error
+
+
+def _again(error: MarlError) -> MarlError:
+    """The same error, of this process."""
+    try:
+        return type(error)(str(error))
+    except TypeError:  # it is made of more than words
+        return RunError(str(error))
 
 
 def _reason(error: Exception) -> str:

@@ -72,7 +72,6 @@ class RayRun:
             lanes=options.num_envs // options.slots,
             together=not options.reproducible,
             clients=options.slots,
-            keep=options.max_staleness + 2 if not options.asynchronous else options.actors + 2,
             folder=folder,
             limit=options.give_up,
         )
@@ -251,14 +250,15 @@ class RayRun:
                 hand.pushing = hand.pushing and bool(hand.calls)
         if self._shown != self.version:
             self._shown = self.version
-            self.servers.load(self.version, self.learner.weights)
+            used = {call.version for hand in self.actors.hands for call in hand.calls.values()}
+            self.servers.load(self.version, self.learner.weights, used)
 
     def _look_after(self, goal: int) -> None:
         """Look after the learner, servers, actors and the object store."""
         epoch = self.learner.epoch
         self.learner.look_after(goal)
         self._learner_moved(epoch)
-        busy, events, moved = self.servers.look(self.version, self.learner.weights)
+        busy, events, moved = self.servers.look()
         self.flow.add_time("inference", busy * self.options.actors)  # which the meter divides by
         self.events += events
         for hand in self.actors.hands:
@@ -359,7 +359,7 @@ class RayRun:
         self.ledger.restore(stored["ledger"])
         self.learner.restore(pack(stored["trainer"], "a learner"), int(stored["version"]), int(stored["learned"]))
         self._shown = self.version
-        self.servers.load(self.version, self.learner.weights)
+        self.servers.load(self.version, self.learner.weights, set())
         for hand in self.actors.hands:
             own = [stored["slots"][index] for index in hand.slots]
             self.actors.restore(hand, own, max(int(stored["incarnations"][index]) for index in hand.slots))

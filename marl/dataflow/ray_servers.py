@@ -42,9 +42,9 @@ class _Server:
 
 
 class Servers:
-    """lanes: of a request.  together: answer several requests in one call.  clients: most that ask at a time.  keep:
-    versions that slots may act with at a time.  folder: for sockets, where all of the run is on this machine; None:
-    other nodes may take part.  limit: so many losses of one within so many seconds are too many."""
+    """lanes: of a request.  together: answer several requests in one call.  clients: most that ask at a time.  folder:
+    for sockets, where all of the run is on this machine; None: other nodes may take part.  limit: so many losses of one
+    within so many seconds are too many."""
 
     def __init__(
         self,
@@ -56,23 +56,24 @@ class Servers:
         lanes: int,
         together: bool,
         clients: int,
-        keep: int,
         folder: Path | None,
         limit: tuple[int, float] = GIVE_UP,
     ) -> None:
         self.limit = limit
         self.count, self.blueprint, self.identity, self.options = count, blueprint, identity, options
-        self.lanes, self.together, self.clients, self.keep, self.folder = lanes, together, clients, keep, folder
+        self.lanes, self.together, self.clients, self.folder = lanes, together, clients, folder
+        self._held: dict[int, Any] = {}  # references to the weights that servers hold, by version
         self.servers: list[_Server] = []
 
     def start(self, version: int, weights: Any) -> None:
         """Start all. weights: a reference to this version's. Raises: RunError if one does not start."""
-        begun = [self._begin(index, version, weights) for index in range(self.count)]
+        self._held = {version: weights}
+        begun = [self._begin(index) for index in range(self.count)]
         for remote, answer in begun:
             about, endpoints = get(answer)
             self.servers.append(_Server(remote, endpoints, about=about, losses=Losses(limit=self.limit)))
 
-    def _begin(self, index: int, version: int, weights: Any) -> tuple[Remote, Any]:
+    def _begin(self, index: int) -> tuple[Remote, Any]:
         own = None
         if self.folder is not None:
             own = self.folder / f"server-{index}"
@@ -80,18 +81,25 @@ class Servers:
         path = None if own is None else str(own)
         arguments = (self.blueprint, self.identity, self.lanes, self.together, path, self.folder is None)
         remote = Remote(RayServer, arguments, self.options)
-        return remote, remote.call("start", version, weights, self.clients, self.keep)
+        (first, weights), *others = sorted(self._held.items())
+        answer = remote.call("start", first, weights, self.clients)
+        for version, weights in others:  # older ones first: a request for what is older than all is refused
+            remote.call("load", version, weights, list(self._held))
+        return remote, answer
 
     def endpoints(self, actor: int) -> dict[str, Any] | None:
         """What an actor needs to reach its server; None if there are no servers."""
         return self.servers[actor % self.count].endpoints if self.servers else None
 
-    def load(self, version: int, weights: Any) -> None:
-        """Give all a version; a request that comes before it waits there."""
+    def load(self, version: int, weights: Any, used: set[int]) -> None:
+        """Give all a version; a request that comes before it waits there. used: versions that slots still act with."""
+        if not self.servers:
+            return
+        self._held = {v: held for v, held in self._held.items() if v in used} | {version: weights}
         for server in self.servers:
-            server.remote.call("load", version, weights)
+            server.remote.call("load", version, weights, list(self._held))
 
-    def look(self, version: int, weights: Any) -> tuple[float, list[tuple[str, str]], list[int]]:
+    def look(self) -> tuple[float, list[tuple[str, str]], list[int]]:
         """Look after all, at most once a second.
 
         Returns: seconds that they were busy since, (event, words), and actors whose server is elsewhere now.
@@ -106,7 +114,7 @@ class Servers:
                 try:
                     seen = get(server.looked, 0.0 if late else ANSWER_LIMIT_S)
                 except LostError as error:
-                    words, elsewhere = self._again(index, str(error), version, weights)
+                    words, elsewhere = self._again(index, str(error))
                     events.append(("policy server restarted", words))
                     moved += [index] if elsewhere else []
                     continue
@@ -116,14 +124,14 @@ class Servers:
                 server.looked, server.looked_at = server.remote.call("counters"), now()
         return busy, events, moved
 
-    def _again(self, index: int, why: str, version: int, weights: Any) -> tuple[str, bool]:
+    def _again(self, index: int, why: str) -> tuple[str, bool]:
         began, server = now(), self.servers[index]
         while True:
             wait = server.losses.note(now())
             if wait is None:
                 raise RunError(f"policy server {index} was lost {server.losses.total} times ({why}), so the run stops")
             server.remote.kill()
-            server.remote, answer = self._begin(index, version, weights)
+            server.remote, answer = self._begin(index)
             try:
                 server.about, endpoints = get(answer)
                 break

@@ -224,7 +224,6 @@ class ServerShell:
     ) -> None:
         self.blueprint, self.identity = blueprint, identity
         self.lanes, self.together, self.folder, self.tcp = lanes, together, folder, tcp
-        self._keep = 1
 
     def _make(self) -> None:
         from marl.dataflow.link_server import LinkServer
@@ -237,24 +236,23 @@ class ServerShell:
         folder = Path(self.folder) if self.folder else None
         self.loop = InferenceLoop(server, LinkServer(forms.request, forms.answer, folder=folder, tcp=self.tcp), forms)
 
-    def start(self, version: int, weights: Arena, requests: int, keep: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Compile and answer from now on. requests: most at a time.  keep: versions that slots may act with at a time.
+    def start(self, version: int, weights: Arena, requests: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Compile and answer from now on. requests: most at a time.
 
         Returns: what process this is, and what clients need to reach it.
         Raises: RunError if the process runs other code than the driver; ConfigError for worlds in JAX.
         """
         self._make()
-        self._keep = keep
         self.load(version, weights)
         self.loop.warm_up(requests)
         self.loop.start()
         return about(), {name: endpoint.plain() for name, endpoint in self.loop.link.endpoints.items()}
 
-    def load(self, version: int, weights: Arena) -> None:
-        """Hold a version, and the newest ones before it."""
+    def load(self, version: int, weights: Arena, used: Sequence[int] = ()) -> None:
+        """Hold a version, and of the ones before it those that slots still act with."""
         for name, params in unpack_weights(weights).items():
             self.loop.load(name, version, params)
-            self.loop.unload(name, set(range(version - self._keep, version + 1)))
+            self.loop.unload(name, {version, *used})
 
     def counters(self) -> dict[str, float]:
         """What was done so far."""
