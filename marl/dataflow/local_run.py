@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
+import numpy as np
 
 from marl.core.algorithm import Algorithm, Policy
 from marl.core.env import AnyEnvironment
@@ -23,7 +24,7 @@ from marl.dataflow.actor import WAIT_S, ActorCore, ActorOptions, InlineInference
 from marl.dataflow.buffers import Accepted
 from marl.dataflow.flow import FlowMeter
 from marl.dataflow.learner import LearnerCore
-from marl.dataflow.learning import DispatchResult, report
+from marl.dataflow.learning import Counts, DispatchResult, report
 from marl.dataflow.server import PolicyServer
 from marl.dataflow.slots import Filled
 from marl.dataflow.stage import LearnerStage, common_rollout
@@ -120,6 +121,7 @@ class LocalRun:
             on_filled=self._finish,
         )
         self.version = 0
+        self._nothing: list[Counts] = []  # what no rows amount to, once that is known
         self.events: list[tuple[str, str]] = []
 
     @property
@@ -142,7 +144,7 @@ class LocalRun:
     def run(self, updates: int) -> DispatchResult:
         """Go on until every learner has learned `updates` more times. Leaves are numbers without a seed axis."""
         goal = self.version + updates
-        while self.version < goal or self.trainer.pending is not None:
+        while self.version < goal or self.trainer.pending is not None or not (self.actor.counts or self._nothing):
             moved = self._issue()
             moved |= self.actor.step()
             moved |= self._learn(goal)
@@ -244,7 +246,9 @@ class LocalRun:
         updates = self.trainer.take_updates()
         for worker in self.actor.workers:
             self.flow.add_time("world", worker.take_busy())
-        counts, self.actor.counts = self.actor.counts, []
+        # What was learned from may all have been played, and counted, before the last report.
+        counts, self.actor.counts = self.actor.counts or self._nothing, []
+        self._nothing = [jax.tree.map(np.zeros_like, counts[0])]
         return report(counts, updates, self.flow.report())
 
     def close(self) -> None:

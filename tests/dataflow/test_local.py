@@ -16,6 +16,7 @@ from marl.core.host_group import FaultPolicy
 from marl.core.host_rows import HostWorlds
 from marl.dataflow.fused import Fused
 from marl.dataflow.local import Local, LocalOptions
+from marl.dataflow.trainer import Trainer
 from marl.envs.probe.credit import Credit
 from marl.io import checkpoint
 
@@ -226,6 +227,16 @@ def test_processes_may_deliver_what_older_parameters_did(policy: Any, options: d
     local = host(policy, slots=4, workers=2, updates_per_dispatch=12, **options)
     results = drive(local, 3)
     assert sum(int(r.updates["all"][0]) for r in results) >= 36
+    local.close()
+
+
+def test_an_update_may_find_its_rollouts_played_and_counted_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = host(workers=1, max_staleness=1)
+    looks = iter(range(200))  # the first update takes until all slots have filled their next rollout
+    monkeypatch.setattr(Trainer, "done", property(lambda trainer: next(looks, None) is None))
+    steps = [int(result.env_steps[0]) for result in drive(local, 3)]
+    assert steps[0] > 0
+    assert 0 in steps[1:]
     local.close()
 
 
