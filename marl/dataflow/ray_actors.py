@@ -21,6 +21,7 @@ from marl.dataflow.ray_crew import (
     Room,
     get,
     now,
+    silent,
 )
 from marl.dataflow.shells import ActorJob, ActorShell, own_memory
 from marl.dataflow.tickets import Ticket
@@ -275,6 +276,12 @@ class Actors:
         self.events += said["events"]
         return call, said
 
+    def excuse(self) -> None:
+        """Nobody is late who had to wait for a policy server that was lost."""
+        for hand in self.hands:
+            for call in hand.calls.values():
+                call.sent = now()
+
     def judge(self, hand: Hand) -> None:
         """End one whose chunks keep arriving damaged."""
         if hand.damaged >= MOST_DAMAGED and hand.remote is not None:
@@ -314,7 +321,7 @@ class Actors:
         """
         late_after = self.clock.late_after()
         for hand in self.hands:
-            if hand.starting is not None and now() - hand.since > START_LIMIT_S:
+            if hand.starting is not None and now() - hand.since > START_LIMIT_S and silent(hand.starting):
                 self.lose(hand, f"did not start within {START_LIMIT_S:g} s")
             elif hand.ready:
                 self._look_after(hand, late_after)
@@ -330,8 +337,10 @@ class Actors:
         own = self.options
         # The worlds' own limit is for one call of theirs. One that cannot be interrupted takes the process with it.
         hangs_after = max(late_after, own.faults[2]) if hand.answers else own.call_limit_s
-        for call in list(hand.calls.values()):
+        for reference, call in list(hand.calls.items()):
             took = now() - call.sent
+            if took <= min(late_after, hangs_after, own.call_limit_s) or not silent(reference):
+                continue
             if took > min(hangs_after, own.call_limit_s):
                 self.lose(hand, f"did not answer for {took:.0f} s")
                 return
@@ -342,7 +351,7 @@ class Actors:
                 self.events.append(("straggler", words))
                 self._disturb()
         if hand.ping is not None:
-            if now() - hand.heard > own.heartbeat_s + START_LIMIT_S:
+            if now() - hand.heard > own.heartbeat_s + START_LIMIT_S and silent(hand.ping):
                 self.lose(hand, "was idle and did not answer")
         elif not hand.calls and now() - hand.heard > own.heartbeat_s:
             assert hand.remote is not None

@@ -111,6 +111,14 @@ def get(reference: Any, limit_s: float = START_LIMIT_S) -> Any:
         raise LostError(_reason(error)) from error
 
 
+def silent(reference: Any) -> bool:
+    """Whether a call has not been answered. This process may have been away for longer than any limit: what waits to be
+    heard is not late."""
+    import ray
+
+    return not ray.wait([reference], timeout=0, fetch_local=False)[0]
+
+
 def _again(error: MarlError) -> MarlError:
     """The same error, of this process."""
     try:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from marl.core.errors import RunError
 from marl.dataflow.parts import Blueprint
 from marl.dataflow.ray_actors import Hand, RayOptions
-from marl.dataflow.ray_crew import ArgumentLostError, Losses, LostError, Remote, get, now
+from marl.dataflow.ray_crew import ArgumentLostError, Losses, LostError, Remote, get, now, silent
 from marl.dataflow.ray_ledger import Ledger
 from marl.dataflow.ray_ranks import start_learner
 from marl.dataflow.shells import LearnerJob
@@ -176,10 +176,11 @@ class LearnerSeat:
 
     def look_after(self, goal: int) -> None:
         """Notice within seconds that it is gone, though nothing is to be offered; end one that does not answer."""
-        if not self.offers:
+        reference, oldest = next(iter(self.offers.items()), (None, None))
+        if oldest is None:
             if now() - self._asked > self.options.heartbeat_s:
                 self.offer(goal)
-        elif now() - min(offer.sent for offer in self.offers.values()) > self.options.call_limit_s:
+        elif now() - oldest.sent > self.options.call_limit_s and silent(reference):
             self.lost(f"it did not answer for {self.options.call_limit_s:g} s")
 
     # ---- going back --------------------------------------------------------------------------------------------------

@@ -261,6 +261,8 @@ class RayRun:
         busy, events, moved = self.servers.look()
         self.flow.add_time("inference", busy * self.options.actors)  # which the meter divides by
         self.events += events
+        if events:
+            self.actors.excuse()
         for hand in self.actors.hands:
             if moved and hand.index % self.options.servers in moved:
                 self.actors.lose(hand, "its policy server is on another node now")

@@ -146,6 +146,18 @@ def test_the_work_of_a_straggler_is_done_by_others_and_what_it_brings_late_is_re
         assert_books(run)
 
 
+def test_nobody_is_late_while_the_program_itself_was_away(session: Session) -> None:
+    """It evaluates for minutes, say: answers that wait to be heard were given in time."""
+    with running(session.folder, max_staleness=1, faults=(1.0, 10**6, 0.5)) as run:
+        run.actors.clock.floor_s = 0.5
+        run.run(10)
+        assert run.actors.calls
+        time.sleep(2.0)
+        run.run(3)
+        assert events_of(run) == {}
+        assert_books(run)
+
+
 def test_updates_that_are_not_finite_are_never_published_and_end_the_run_after_two_rollbacks(
     session: Session, tmp_path: Path
 ) -> None:
