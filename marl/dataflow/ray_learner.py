@@ -150,7 +150,8 @@ class LearnerSeat:
             self.events.append(("chunk rejected", f"ticket {number}: {reason}"))
         if report["damaged"]:
             self._damaged(offer, report["damaged"])
-        if report["version"] > self.version:
+        # Answers may be heard in another order than they were given: one that brings no weights moves nothing.
+        if report["published"] and report["version"] > self.version:
             self.learned += report["version"] - self.version
             self.version, self.weights = report["version"], offer.weights
         if report["skipped"] >= DIVERGED_AFTER:

@@ -350,7 +350,7 @@ class LearnerShell:
 
         arenas: one a learner, in their order, or none.
         Returns: a report (`version`, `accepted` ticket numbers, `rejected` ones with the reason, what was `damaged`,
-        how many updates were `skipped` in a row), and the weights if there is a new version.
+        how many updates were `skipped` in a row, whether it `published`), and the weights if it did.
         """
         accepted: list[int] = []
         rejected: list[tuple[int, str]] = []
@@ -378,7 +378,7 @@ class LearnerShell:
             if self.trainer.skipped == 1:
                 self._bad = pack([chunk.snapshot() for chunk in chunks], "a batch")
         report = {"version": self.version, "accepted": accepted, "rejected": rejected, "damaged": damaged}
-        report["skipped"] = self.trainer.skipped
+        report |= {"skipped": self.trainer.skipped, "published": self.version > before}
         return report, pack_weights(weights) if self.version > before else None
 
     def apply(
@@ -390,14 +390,14 @@ class LearnerShell:
             found = {n: own_memory(unpack(arena)) for n, arena in zip(self.parts.learners, arenas, strict=True)}
         except ArenaError as error:
             report = {"version": self.version, "accepted": [], "rejected": [], "damaged": str(error)}
-            return report | {"skipped": self.trainer.skipped}, None
+            return report | {"skipped": self.trainer.skipped, "published": False}, None
         self.trainer.apply(self.version, {n: (grads, metrics[n]) for n, grads in found.items()}, acted, env_steps)
         self.trainer.finish()
         self.version += 1
         weights = pack_weights(self.trainer.published())
         self.flow.add_time("learner", time.perf_counter() - started)
         report = {"version": self.version, "accepted": [], "rejected": [], "damaged": ""}
-        return report | {"skipped": self.trainer.skipped}, weights
+        return report | {"skipped": self.trainer.skipped, "published": True}, weights
 
     def health(self) -> dict[str, int]:
         """How many updates were thrown away in a row; env steps that were learned from, and that buffers hold."""
