@@ -44,7 +44,8 @@ class Group:
 def ours(task: str, actors: int = ACTORS, worlds: int = 16, **more: Any) -> Side:
     """Our side: `worlds` lanes an actor. kind: `ray` (default) or `fused`."""
     setting: dict[str, Any] = {"task": task, "kind": "ray", "actors": actors, "num_envs": actors * worlds, **ONE_PASS}
-    setting |= {"rollout": max(8, BATCH // setting["num_envs"]), "max_staleness": 1, "inference": "inline", **more}
+    setting |= {"rollout": max(8, BATCH // setting["num_envs"]), "max_staleness": 1, "inference": "inline"}
+    setting |= {"updates_per_dispatch": 8 if task == "cartpole" else 4, **more}
     if setting["kind"] == "fused":
         return Side("ours", "ours", "ray_ours.py", setting, f"fused, {setting['num_envs']} worlds")
     label = f"{actors} {'actor' if actors == 1 else 'actors'} × {worlds} {'world' if worlds == 1 else 'worlds'}"
@@ -97,7 +98,10 @@ def groups(part: str, best: Any) -> list[Group]:
             for task in ("cartpole", "spread")
         ]
     if part == "served":
-        wide = {n: ours("spread", worlds=32, rollout=32, inference=n, hidden=1024) for n in ("inline", "served")}
+        wide = {
+            n: ours("spread", rollout=16, updates_per_dispatch=1, inference=n, hidden=1024)
+            for n in ("inline", "served")
+        }
         jax = {"inline": ours("cartpole_jax"), "fused": ours("cartpole_jax", kind="fused")}
         return [
             decoupling(),

@@ -9,7 +9,7 @@ from typing import Any
 from dataflow_table import spread, table
 from ray_cases import WANTED, WORLDS
 
-PARTS = ("impala", "waiting", "actors", "served", "ablation", "costs")
+PARTS = ("impala", "waiting", "served", "ablation", "costs", "actors")  # in the order of their measurement
 STYLES = {
     "shared": "SEED-style: one server, on the learner's core",
     "inline": "IMPALA-style: inference in the actors",
