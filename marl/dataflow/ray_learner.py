@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from marl.core.errors import RunError
 from marl.dataflow.parts import Blueprint
 from marl.dataflow.ray_actors import Hand, RayOptions
@@ -80,7 +82,7 @@ class LearnerSeat:
 
     def restore(self, stored: Any, version: int, learned: int) -> None:
         """Bring the process that is there to a checkpoint."""
-        self.version, self.learned = version, learned
+        self.version, self.learned, self.good = version, learned, {}  # what was before is none to go back to
         self._begin(stored)
         self.keep()
 
@@ -138,10 +140,12 @@ class LearnerSeat:
         accepted = set(report["accepted"])
         if offer.gradient and not report["damaged"]:
             accepted = set(offer.frames)
+        # What its buffer has already is not to be collected again.
+        had = accepted | {number for number, reason in report["rejected"] if reason == "duplicate"}
         for ticket in offer.tickets:
             if offer.gradient or not self.tickets.holds(ticket):
                 continue
-            if ticket.number in accepted:
+            if ticket.number in had:
                 self.tickets.complete(ticket)
             else:
                 self.tickets.cancel(ticket)
@@ -194,8 +198,9 @@ class LearnerSeat:
         if self.good and self.remote.ask("health")["skipped"]:
             return
         self.good = {
-            # Here, where it survives the loss of the learner's node.
-            "learner": self.remote.ask("snapshot") if snapshot is None else snapshot,
+            # Here, where it survives the loss of the learner's node, and a copy, as it stays for long: what Ray gives
+            # is a view of a block in the store.
+            "learner": np.array(self.remote.ask("snapshot") if snapshot is None else snapshot),
             "learned": self.learned,
             "tickets": self.tickets.snapshot(),
             "taken": dict(self.ledger.taken),
@@ -232,7 +237,7 @@ class LearnerSeat:
         """Everything here as it was at the last checkpoint. Returns what that undoes, in words."""
         updates = self.learned - self.good["learned"]
         lost = self.ledger.go_back(self.good["taken"])
-        self.offers = {}
+        self.offers, self._asked = {}, 0.0  # its buffer may hold a batch that nothing else would have it learn from
         self.epoch += 1
         self.version += 1  # readers never see a version twice, nor go back
         self.learned = self.good["learned"]

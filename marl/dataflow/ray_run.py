@@ -19,7 +19,7 @@ from marl.core.errors import CheckpointError, ConfigError, RunError
 from marl.core.types import Tree
 from marl.dataflow.arena import pack, unpack
 from marl.dataflow.flow import FlowMeter
-from marl.dataflow.learning import Counts, DispatchResult, Updates, report
+from marl.dataflow.learning import Counts, DispatchResult, Updates, add_counts, report
 from marl.dataflow.parts import Blueprint
 from marl.dataflow.ray_actors import Actors, Call, Hand
 from marl.dataflow.ray_actors import RayOptions as RayOptions
@@ -28,7 +28,7 @@ from marl.dataflow.ray_learner import LearnerSeat
 from marl.dataflow.ray_ledger import Ledger
 from marl.dataflow.ray_servers import Servers
 from marl.dataflow.ray_store import StoreWatch
-from marl.dataflow.shells import own_memory, plain_counts, unpack_weights
+from marl.dataflow.shells import own_memory, plain_counts, tree_of, unpack_weights
 from marl.dataflow.tickets import Ticket, Tickets
 
 IN_FLIGHT = 2  # calls of one actor: the next is there when the first is done
@@ -91,7 +91,6 @@ class RayRun:
         self.counts: list[Counts] = []
         self._nothing: list[Counts] = []
         self._held: list[tuple[Hand, Call, Mapping[str, Any]]] = []  # gradients that the learner has not been given
-        self._updates: list[Updates] = []
         self._shown = -1  # the version that servers were given last
 
     @property
@@ -143,8 +142,8 @@ class RayRun:
         """
         goal = self.version + updates
         self.learner.offer(goal)
-        self._apply_held(goal)
         while self.version < goal and not (self._nothing and self.should_stop()):
+            self._apply_held(goal)
             self.actors.start_due()
             self._issue()
             self._look_after(goal)
@@ -264,7 +263,7 @@ class RayRun:
         if events:
             self.actors.excuse()
         for hand in self.actors.hands:
-            if moved and hand.index % self.options.servers in moved:
+            if moved and hand.remote is not None and hand.index % self.options.servers in moved:
                 self.actors.lose(hand, "its policy server is on another node now")
         self.actors.look_after()
         self.events += self.store.look()
@@ -327,9 +326,9 @@ class RayRun:
             if stored is not None:
                 slots |= dict(zip(hand.slots, stored, strict=True))
         trainer = self._ask_learner("snapshot")
-        self._keep(trainer)
         incarnations = [hand.incarnation for hand in self.actors.hands for _ in hand.slots]
-        return {
+        counts = self.counts or self._nothing  # of what was under way at the last report
+        whole = {
             "trainer": own_memory(unpack(trainer)),
             "version": np.int64(self.version),
             "learned": np.int64(self.learner.learned),
@@ -337,8 +336,11 @@ class RayRun:
             "flow": self.flow.snapshot(),
             "ledger": self.ledger.snapshot(),
             "incarnations": np.array(incarnations, np.int64),
+            "counts": tree_of(add_counts(counts)) if counts else None,
             "slots": [slots.get(index) for index in range(self.options.slots)],
         }
+        self._keep(trainer)  # last: if the learner is lost over it, everything here goes back
+        return whole
 
     def _keep(self, trainer: Any) -> None:
         try:
@@ -358,6 +360,9 @@ class RayRun:
             )
         self.tickets.restore(stored["tickets"])
         self.flow.restore(stored["flow"])
+        if stored.get("counts") is not None:
+            self.counts = [plain_counts(stored["counts"])]
+            self._nothing = [jax.tree.map(np.zeros_like, self.counts[0])]
         self.ledger.restore(stored["ledger"])
         self.learner.restore(pack(stored["trainer"], "a learner"), int(stored["version"]), int(stored["learned"]))
         self._shown = self.version

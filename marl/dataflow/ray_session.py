@@ -68,6 +68,8 @@ class Session:
         base = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
         self.folder = Path(tempfile.mkdtemp(prefix="marl-ray-", dir=base))
         os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_S)
+        # Processes that would wait for plain tasks: parts of a run each have an environment, and so their own process.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # The head remembers a hundred thousand calls otherwise, at some kilobytes each.
         os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "1000")
         self._janitor = _janitor(self.folder)
@@ -202,9 +204,9 @@ def _join(ray: Any, address: str) -> None:
             raise UserError(f"'{address}' is no address of a Ray cluster; expected host:port, such as 10.0.0.1:6379")
         try:
             socket.create_connection((host, int(port)), CONNECT_S).close()
-        except OSError as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             raise UserError(
-                f"no Ray cluster answers at {address} ({error.strerror or error}); "
+                f"no Ray cluster answers at {address} ({getattr(error, 'strerror', None) or error}); "
                 "expected the address that `ray start --head` printed"
             ) from error
     try:

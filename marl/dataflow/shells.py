@@ -130,6 +130,8 @@ class ActorShell:
 
     def _load(self, version: int, arena: Arena | None) -> None:
         if arena is None:
+            if any(version not in self.server.held(name) for name in self.parts.learners):
+                raise ArenaError(f"version {version} was lost on its way")  # with the call that brought it
             return
         for name, params in unpack_weights(arena).items():
             self.server.load(name, version, params)
@@ -188,7 +190,7 @@ class ActorShell:
         counts, self.core.counts = self.core.counts, []
         events, self.core.events = self.core.events, []
         frames = {chunk.ticket: chunk.env_steps for chunks in full for chunk in chunks.values()}
-        return {"counts": _plain(add_counts(counts)), "flow": self.flow.take(), "events": events, "frames": frames}
+        return {"counts": tree_of(add_counts(counts)), "flow": self.flow.take(), "events": events, "frames": frames}
 
     def snapshot(self) -> Arena:
         """Every slot between two calls: open episodes, recurrent states, keys."""
@@ -423,7 +425,8 @@ class LearnerShell:
         return pack(self.trainer.snapshot(), "a learner")
 
 
-def _plain(counts: Counts) -> dict[str, Any]:
+def tree_of(counts: Counts) -> dict[str, Any]:
+    """Counts for a report."""
     return {field.name: getattr(counts, field.name) for field in dataclasses.fields(counts)}
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # processes of Ray import this module alone
 
-from tiny import Tiny, TinyGradient, TinyReplay  # noqa: E402
-from tiny_host import TinyHost  # noqa: E402
+from tiny import Tiny, TinyGradient, TinyReplay
+from tiny_host import TinyHost
 
-from marl.core.host import HostFactory  # noqa: E402
-from marl.core.host_rows import HostWorlds  # noqa: E402
-from marl.dataflow.parts import Blueprint, Parts  # noqa: E402
-from marl.envs.probe.credit import Credit  # noqa: E402
+from marl.core.host import HostFactory
+from marl.core.host_rows import HostWorlds
+from marl.dataflow.parts import Blueprint, Parts
+from marl.envs.probe.credit import Credit
 
 POLICIES = {"tiny": Tiny, "gradient": TinyGradient, "replay": TinyReplay}
 
