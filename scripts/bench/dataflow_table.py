@@ -7,7 +7,8 @@ from typing import Any
 
 from dataflow_cases import PEERS, RAW_SHARE, RETURNS, TITLES, WANTED, WORLDS
 
-HEAD = """<!-- Written by `scripts/bench/dataflow --table docs/results/dataflow.md` from measured results. -->
+FINDINGS = "## What it shows"
+HEAD = """<!-- Tables by `scripts/bench/dataflow --table FILE` from what it measured; "What it shows" is kept. -->
 # The local dataflow beside RLlib, Stable-Baselines3 and Sample Factory
 
 Env steps per second of training, learning included, on one machine. Windows of ours and of the peer alternate, the
@@ -74,6 +75,15 @@ def summary(data: dict[str, Any]) -> dict[str, Any]:
         "ratios": found,
         "machine": data.get("machine"),
     }
+
+
+def with_findings(page: str, before: str) -> str:
+    """The page with the paragraphs under FINDINGS of the one before it, which are written by hand."""
+    _, found, rest = before.partition(f"{FINDINGS}\n")
+    head, first, tables = page.partition("\n## ")
+    if not found or not first:
+        return page
+    return f"{head}\n{FINDINGS}\n{rest.split(chr(10) + '## ')[0]}{first}{tables}"
 
 
 def markdown(data: dict[str, Any]) -> str:

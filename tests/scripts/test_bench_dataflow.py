@@ -194,3 +194,13 @@ def test_a_mean_return_is_that_of_the_last_hundred_episodes(repository: Path) ->
     folder = repository / "scripts" / "bench" / "peers"
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout) == {"early": None, "full": 9.9, "last": 1.0}
+
+
+def test_a_page_of_tables_keeps_what_was_written_by_hand(module: Any) -> None:
+    table = module("dataflow_table")
+    page = "<!-- -->\n# Title\n\nconditions\n\n## CartPole-v1\n\nnew\n"
+    before = f"<!-- -->\n# Title\n\nold conditions\n\n{table.FINDINGS}\n\nwords\n\n## CartPole-v1\n\nold\n"
+    kept = table.with_findings(page, before)
+    assert kept == f"<!-- -->\n# Title\n\nconditions\n\n{table.FINDINGS}\n\nwords\n\n## CartPole-v1\n\nnew\n"
+    assert table.with_findings(kept, kept) == kept
+    assert table.with_findings(page, "") == page
