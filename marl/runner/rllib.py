@@ -233,6 +233,8 @@ def check_trained_by(config: ExperimentConfig, plan: Plan) -> None:
             text = f"{dataflow.kind} cannot train '{theirs[0]}', which RLlib trains; expected rllib, or no kind at all"
             raise source.error(("dataflow", "kind"), text)
         return
+    if plan.population is not None and not theirs:
+        return  # which says itself that RLlib is not what searches
     for name in plan.policies:
         if name not in theirs:
             text = "RLlib trains all roles or none; expected rllib/PPO or rllib/IMPALA for this one, too, to be trained"
