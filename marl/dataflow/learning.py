@@ -174,3 +174,15 @@ def report(counts: Sequence[Counts], updates: Updates, flow: Mapping[str, float]
         flow={tag: np.float64(value) for tag, value in flow.items()},
     )
     return made
+
+
+def tree_of(counts: Counts) -> dict[str, Any]:
+    """Counts for a report."""
+    return {field.name: getattr(counts, field.name) for field in dataclasses.fields(counts)}
+
+
+def plain_counts(stored: Mapping[str, Any]) -> Counts:
+    """Counts from a report."""
+    make: Any = Counts
+    made: Counts = make(**stored)
+    return made

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from marl.dataflow.actor_state import restore_slots, snapshot_slots
+from marl.dataflow.learning import plain_counts, tree_of
 from marl.dataflow.local_run import LocalRun
 
 
@@ -23,6 +24,7 @@ def snapshot(run: LocalRun) -> dict[str, Any]:
         "store": run.store.snapshot(),
         "flow": run.flow.snapshot(),
         "slots": snapshot_slots(run.actor),
+        "counts": [tree_of(counts) for counts in run.actor.counts],  # of rollouts that no dispatch has reported yet
     }
 
 
@@ -38,3 +40,4 @@ def restore(run: LocalRun, stored: Mapping[str, Any]) -> None:
         for version in run.store.versions(name):
             run.server.load(name, version, jax.tree.map(jnp.asarray, run.store.get(name, version)[1]))
     restore_slots(run.actor, stored["slots"], run.params())
+    run.actor.counts = [plain_counts(counts) for counts in stored.get("counts", ())]

@@ -19,7 +19,7 @@ from marl.core.errors import CheckpointError, ConfigError, RunError
 from marl.core.types import Tree
 from marl.dataflow.arena import pack, unpack
 from marl.dataflow.flow import FlowMeter
-from marl.dataflow.learning import Counts, DispatchResult, Updates, add_counts, report
+from marl.dataflow.learning import Counts, DispatchResult, Updates, add_counts, plain_counts, report, tree_of
 from marl.dataflow.parts import Blueprint
 from marl.dataflow.ray_actors import Actors, Call, Hand
 from marl.dataflow.ray_actors import RayOptions as RayOptions
@@ -28,7 +28,7 @@ from marl.dataflow.ray_learner import LearnerSeat
 from marl.dataflow.ray_ledger import Ledger
 from marl.dataflow.ray_servers import Servers
 from marl.dataflow.ray_store import StoreWatch
-from marl.dataflow.shells import own_memory, plain_counts, tree_of, unpack_weights
+from marl.dataflow.shells import own_memory, unpack_weights
 from marl.dataflow.tickets import Ticket, Tickets
 
 IN_FLIGHT = 2  # calls of one actor: the next is there when the first is done

@@ -30,7 +30,7 @@ from marl.dataflow.chunks import Chunk
 from marl.dataflow.flow import FlowMeter
 from marl.dataflow.learner import LearnerCore
 from marl.dataflow.learner_sharded import ShardedLearner
-from marl.dataflow.learning import Counts, add_counts
+from marl.dataflow.learning import add_counts, tree_of
 from marl.dataflow.parts import Blueprint, Parts
 from marl.dataflow.server import PolicyServer
 from marl.dataflow.stage import common_rollout
@@ -423,18 +423,6 @@ class LearnerShell:
     def snapshot(self) -> Arena:
         """Learners, buffers, keys."""
         return pack(self.trainer.snapshot(), "a learner")
-
-
-def tree_of(counts: Counts) -> dict[str, Any]:
-    """Counts for a report."""
-    return {field.name: getattr(counts, field.name) for field in dataclasses.fields(counts)}
-
-
-def plain_counts(stored: Mapping[str, Any]) -> Counts:
-    """Counts from a report."""
-    make: Any = Counts
-    made: Counts = make(**stored)
-    return made
 
 
 def own_memory(tree: Tree) -> Tree:

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from marl.dataflow import ray_actors, ray_learner
-from marl.dataflow.learning import Counts
+from marl.dataflow.learning import Counts, plain_counts, tree_of
 from marl.dataflow.ray_actors import Actors, Call, RayOptions
 from marl.dataflow.ray_crew import now
 from marl.dataflow.ray_learner import LearnerSeat, Offer
 from marl.dataflow.ray_ledger import Ledger
-from marl.dataflow.shells import plain_counts, tree_of
 from marl.dataflow.tickets import Ticket, Tickets
 
 
