@@ -118,7 +118,6 @@ class ActorCore:
         self.worlds, self.policies, self.learners, self.options = worlds, dict(policies), dict(learners), options
         self.length, self.inference, self.params, self.flow, self.on_filled = length, inference, params, flow, on_filled
         self.keep_state = any(policy.needs.global_state for policy in learners.values())
-        self.inline = isinstance(inference, InlineInference)
         self.workers: list[WorkerProcess] = []
         self.slots: list[Slot] = []
         self.events: list[tuple[str, str]] = []

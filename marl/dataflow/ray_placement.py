@@ -31,7 +31,7 @@ class RayPlacement:
     should_stop: a dispatch ends early once it says so.  post_mortem: folder for batches after which updates were not
     finite; None: they are not kept.
 
-    Raises: UserError if the cluster cannot be joined or is too small.
+    Raises: UserError if the cluster cannot be joined.
     """
 
     def __init__(

@@ -113,15 +113,10 @@ class Trainer:
             self._metrics[name].append((learner.apply(gradient, metrics, self.env_steps_learned), learner.skipped))
         self._begun()
 
-    def gradient_keys(self) -> dict[str, Any]:
-        """By learner, the key of the next update."""
-        _, update_key = jax.random.split(self.key)
-        return {name: jax.random.fold_in(update_key, position) for position, name in enumerate(self.stages)}
-
     def _keys(self) -> dict[str, Any]:
-        keys = self.gradient_keys()
-        self.key, _ = jax.random.split(self.key)
-        return keys
+        """By learner, the key of its next update."""
+        self.key, update_key = jax.random.split(self.key)
+        return {name: jax.random.fold_in(update_key, position) for position, name in enumerate(self.stages)}
 
     def _begun(self) -> None:
         self.pending = {name: stage.learner.pending for name, stage in self.stages.items()}
